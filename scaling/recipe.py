@@ -1,0 +1,246 @@
+"""What the user wants trained: the mathematics. Strict YAML in, every problem reported at once.
+
+A recipe fixes model, data, task, global batch, optimizer, schedule and precision; nothing in it depends on the
+machine. Where a plan and a recipe meet, the recipe's numbers win or the run is refused.
+"""
+
+import re
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scaling import registry
+from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
+from scaling.shape import Shape
+
+EMBEDDED_CORPUS = "embedded:docstrings"
+_LARGEST_FILE_BYTES = 1 << 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Model(_Strict):
+    """The dimensions of a model that no registry row has; the fields of `Shape`."""
+
+    name: str
+    family: Literal["gpt2", "bert"]
+    num_layers: Positive
+    hidden_size: Positive
+    num_attention_heads: Positive
+    intermediate_size: Positive
+    vocab_size: Positive
+    max_position_embeddings: Positive
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "Model":
+        Shape(**self.model_dump())
+        return self
+
+
+def _known_model(value: str | Model) -> str | Model:
+    if isinstance(value, str):
+        registry.find(value)
+    return value
+
+
+class Data(_Strict):
+    """Text and how it becomes samples: one document stream, packed to `seq_length` tokens.
+
+    `corpus` lists UTF-8 text files, relative to the recipe, or "embedded:docstrings", the docstrings and language
+    topics of the running Python. `masking_fraction` is the share of tokens that a masked LM predicts.
+    """
+
+    corpus: Annotated[list[str], Field(min_length=1)]
+    seq_length: Positive
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    masking_fraction: Fraction = 0.15
+
+
+class Optimizer(_Strict):
+    """AdamW (Loshchilov & Hutter 2019). Biases and norms are never decayed."""
+
+    name: Literal["adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Schedule(_Strict):
+    """Linear warm-up from zero over `warmup_steps`, then `name` down to `min_lr_fraction` of the peak."""
+
+    name: Literal["constant", "linear", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    min_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Recipe(_Strict):
+    """One training run, machine apart. `global_batch_size` is in samples of `data.seq_length` tokens."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    model: Annotated[str | Model, AfterValidator(_known_model)]
+    task: Literal["causal-lm", "masked-lm"]
+    data: Data
+    global_batch_size: Positive
+    num_steps: Positive
+    optimizer: Optimizer
+    schedule: Schedule
+    precision: Literal["fp32", "bf16", "fp16"]
+    gradient_clipping: Annotated[float, Field(ge=0)]  # of the global norm; 0 is off
+    dropout: Fraction = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    evaluate_every_steps: Positive = 100
+    checkpoint_every_steps: Positive = 100
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        wanted = {"gpt2": "causal-lm", "bert": "masked-lm"}[self.shape.family]
+        if self.task != wanted:
+            raise ValueError(f"task: {self.task!r} does not fit {self.shape.name}, which is trained as {wanted!r}")
+        if self.data.seq_length > self.shape.max_position_embeddings:
+            raise ValueError(
+                f"data.seq_length: {self.data.seq_length} is beyond the {self.shape.max_position_embeddings} "
+                f"positions of {self.shape.name}"
+            )
+        if self.task == "masked-lm" and self.data.masking_fraction == 0:
+            raise ValueError("data.masking_fraction: 0.0 leaves a masked LM nothing to predict; 0.15 is BERT's")
+        if self.schedule.warmup_steps > self.num_steps:
+            raise ValueError(
+                f"schedule.warmup_steps: {self.schedule.warmup_steps} is more than num_steps {self.num_steps}"
+            )
+        return self
+
+    @cached_property
+    def shape(self) -> Shape:
+        if isinstance(self.model, str):
+            return registry.find(self.model).shape
+        return Shape(**self.model.model_dump())
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.data.seq_length
+
+    @property
+    def predicted_fraction(self) -> float:
+        """The share of positions that have a target."""
+        return 1.0 if self.task == "causal-lm" else self.data.masking_fraction
+
+
+def model_of(shape: Shape) -> str | Model:
+    """How a recipe names `shape`: by the registry where it stands there, else by its dimensions."""
+    if shape.name in registry.MODELS and registry.MODELS[shape.name].shape == shape:
+        return shape.name
+    return Model(**{field.name: getattr(shape, field.name) for field in fields(Shape)})
+
+
+def load(path: str | Path) -> Recipe:
+    """The recipe in the YAML file `path`. Raises InputError or FileProblems naming every wrong key and its line."""
+    return parse(read_text(path, "recipe"), str(path))
+
+
+def read_text(path: str | Path, field: str) -> str:
+    """The text of a small user file; every way in which that can fail is one InputError naming `field`."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
+            raise InputError(field, str(path), f"is larger than {_LARGEST_FILE_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near) if near else f"there is no folder {path.parent}"
+        raise InputError(field, str(path), "does not exist", hint=hint) from None
+    except UnicodeDecodeError:
+        raise InputError(field, str(path), "is not a text file (not UTF-8)") from None
+    except OSError as error:
+        raise InputError(field, str(path), f"cannot be read: {error.strerror}") from None
+
+
+def parse(text: str, source: str) -> Recipe:
+    """The recipe in YAML `text`; `source` names it in errors."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise FileProblems(source + line, [f"not valid YAML: {getattr(error, 'problem', error)}"]) from None
+    if not isinstance(data, dict):
+        raise FileProblems(source, ["not a recipe: expected `key: value` lines"], hint="see recipes/gpt_demo.yaml")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = _lines_by_path(node)
+        problems = {_problem(entry, lines, data): None for entry in error.errors()}
+        raise FileProblems(source, list(problems)) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """`recipe` as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number (YAML 1.1 makes it text) and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*\.?[0-9]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _lines_by_path(node: yaml.Node, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
+    """Where each key stands, counting lines from 1: {("optimizer", "lr"): 12}."""
+    lines = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, key.value)
+            lines[here] = key.start_mark.line + 1
+            lines |= _lines_by_path(value, here)
+    return lines
+
+
+def _problem(entry: Any, lines: dict[tuple[Any, ...], int], data: dict[str, Any]) -> str:
+    """One pydantic error as `line 12: optimizer.lr: ...` with what would work."""
+    # A union such as `str | Model` puts the branch it tried into the path; what the user wrote has no such key.
+    path = tuple(part for part in entry["loc"] if part not in ("Model", "str", "function-after[_buildable(), Model]"))
+    name = ".".join(str(part) for part in path)
+    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
+    cause = entry.get("ctx", {}).get("error")
+    if entry["type"] == "extra_forbidden":
+        text = f"{name}: unknown key; {did_you_mean(str(path[-1]), _keys_at(path[:-1]))}"
+    elif entry["type"] == "missing":
+        text = f"{name}: required key is missing"
+    elif isinstance(cause, ScaleError):
+        text = f"{cause.message}; {cause.hint}" if cause.hint else cause.message
+    elif isinstance(cause, ValueError):
+        text = str(cause)
+    else:
+        text = f"{name}: {entry['input']!r} is wrong: {entry['msg']}"
+    return f"line {line}: {text}" if line else text
+
+
+def _keys_at(path: tuple[Any, ...]) -> list[str]:
+    """The keys that a recipe may have under `path`."""
+    where: dict[tuple[Any, ...], type[BaseModel]] = {
+        (): Recipe, ("model",): Model, ("data",): Data, ("optimizer",): Optimizer, ("schedule",): Schedule,
+    }  # fmt: skip
+    return list(where[path].model_fields) if path in where else []

@@ -1,0 +1,63 @@
+"""One way to train: the machinery that a plan fixes. Nothing here changes the loss."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scaling.shape import Shape
+
+Offload = Literal["none", "cpu"]
+Checkpointing = Literal["none", "full"]
+
+_LARGEST_BUCKET = 100_000_000  # elements: 0.2 GB in 16 bit, far beyond what saturates NVLink or a 400 Gb/s network
+_SMALLEST_BUCKET = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """Sizes multiply: world_size = data x tensor x pipeline x sequence parallel sizes.
+
+    `reduce_bucket_size` and `allgather_bucket_size` are elements; the first is also ZeRO-3's prefetch bound.
+    """
+
+    zero_stage: int
+    offload_optimizer: Offload
+    offload_param: Offload = "none"
+    data_parallel_size: int
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    sequence_parallel_size: int = 1
+    expert_parallel_size: int = 1
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    activation_checkpointing: Checkpointing
+    reduce_bucket_size: int
+    allgather_bucket_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
+
+    @property
+    def batch_equation(self) -> str:
+        return (
+            f"global batch {self.global_batch_size} = {self.micro_batch_size} micro x "
+            f"{self.gradient_accumulation_steps} accumulation x {self.data_parallel_size} data parallel"
+        )
+
+    def __str__(self) -> str:
+        parts = [f"ZeRO-{self.zero_stage}"]
+        if self.offload_optimizer != "none":
+            parts.append(f"optimizer on {self.offload_optimizer}")
+        parts.append(f"micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}")
+        parts.append(f"{self.activation_checkpointing} checkpointing")
+        return ", ".join(parts)
+
+
+def bucket_size(shape: Shape) -> int:
+    """Elements per communication bucket: an eighth of the model, even, between 64k and 100M.
+
+    DeepSpeed's default of 5e8 takes 1 GB in 16 bit whatever the model; a tiny model would be all bucket.
+    Stages 1 and 2 refuse an odd allgather bucket (deepspeed 0.19.8, runtime/zero/stage_1_and_2.py:389).
+    """
+    size = min(max(shape.num_params // 8, _SMALLEST_BUCKET), _LARGEST_BUCKET)
+    return size - size % 2
