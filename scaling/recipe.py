@@ -5,6 +5,7 @@ machine. Where a plan and a recipe meet, the recipe's numbers win or the run is 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,11 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaling import registry
-from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
+from scaling.errors import FileProblems, InputError, did_you_mean
+from scaling.files import read_text
 from scaling.shape import Shape
 
 EMBEDDED_CORPUS = "embedded:docstrings"
-_LARGEST_FILE_BYTES = 1 << 20
 
 
 class _Strict(BaseModel):
@@ -104,20 +105,17 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        wanted = {"gpt2": "causal-lm", "bert": "masked-lm"}[self.shape.family]
+        shape, steps = self.shape, self.schedule.warmup_steps
+        wanted = {"gpt2": "causal-lm", "bert": "masked-lm"}[shape.family]
         if self.task != wanted:
-            raise ValueError(f"task: {self.task!r} does not fit {self.shape.name}, which is trained as {wanted!r}")
-        if self.data.seq_length > self.shape.max_position_embeddings:
-            raise ValueError(
-                f"data.seq_length: {self.data.seq_length} is beyond the {self.shape.max_position_embeddings} "
-                f"positions of {self.shape.name}"
-            )
+            raise InputError("task", self.task, f"does not fit {shape.name}, which is trained as {wanted!r}")
+        if self.data.seq_length > shape.max_position_embeddings:
+            problem = f"is beyond the {shape.max_position_embeddings} positions of {shape.name}"
+            raise InputError("data.seq_length", self.data.seq_length, problem)
         if self.task == "masked-lm" and self.data.masking_fraction == 0:
-            raise ValueError("data.masking_fraction: 0.0 leaves a masked LM nothing to predict; 0.15 is BERT's")
-        if self.schedule.warmup_steps > self.num_steps:
-            raise ValueError(
-                f"schedule.warmup_steps: {self.schedule.warmup_steps} is more than num_steps {self.num_steps}"
-            )
+            raise InputError("data.masking_fraction", 0.0, "leaves nothing to predict", hint="0.15 is BERT's")
+        if steps > self.num_steps:
+            raise InputError("schedule.warmup_steps", steps, f"is more than num_steps {self.num_steps}")
         return self
 
     @cached_property
@@ -144,25 +142,14 @@ def model_of(shape: Shape) -> str | Model:
 
 
 def load(path: str | Path) -> Recipe:
-    """The recipe in the YAML file `path`. Raises InputError or FileProblems naming every wrong key and its line."""
-    return parse(read_text(path, "recipe"), str(path))
+    """The recipe in the YAML file `path`, its corpus files made absolute.
 
-
-def read_text(path: str | Path, field: str) -> str:
-    """The text of a small user file; every way in which that can fail is one InputError naming `field`."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
-            raise InputError(field, str(path), f"is larger than {_LARGEST_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near) if near else f"there is no folder {path.parent}"
-        raise InputError(field, str(path), "does not exist", hint=hint) from None
-    except UnicodeDecodeError:
-        raise InputError(field, str(path), "is not a text file (not UTF-8)") from None
-    except OSError as error:
-        raise InputError(field, str(path), f"cannot be read: {error.strerror}") from None
+    Raises InputError or FileProblems naming every wrong key and its line.
+    """
+    recipe = parse(read_text(path, "recipe"), str(path))
+    base = Path(path).absolute().parent
+    corpus = [name if name.startswith("embedded:") else str(base / name) for name in recipe.data.corpus]
+    return changed(recipe, {"data": {**recipe.data.model_dump(), "corpus": corpus}})
 
 
 def parse(text: str, source: str) -> Recipe:
@@ -180,8 +167,26 @@ def parse(text: str, source: str) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         lines = _lines_by_path(node)
-        problems = {_problem(entry, lines, data): None for entry in error.errors()}
-        raise FileProblems(source, list(problems)) from None
+        entries = [entry for entry in error.errors() if _is_about(entry, data)]
+        problems = sorted({_problem(entry, lines) for entry in entries}, key=_line_number)
+        raise FileProblems(source, problems) from None
+
+
+def validated(fields: Mapping[str, Any]) -> Recipe:
+    """A recipe of `fields`. The first problem is an InputError: this is for flags, where each has one cause."""
+    try:
+        return Recipe.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(".".join(map(str, first["loc"])), first["input"], f"is wrong: {first['msg']}") from None
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """`recipe` with other values for some of its top-level keys, validated anew."""
+    return validated({**recipe.model_dump(), **changes})
 
 
 def dump(recipe: Recipe) -> str:
@@ -218,10 +223,26 @@ def _lines_by_path(node: yaml.Node, path: tuple[Any, ...] = ()) -> dict[tuple[An
     return lines
 
 
-def _problem(entry: Any, lines: dict[tuple[Any, ...], int], data: dict[str, Any]) -> str:
+# `model` is a name or a mapping; pydantic reports on both branches and marks each in the path.
+_NAME_BRANCH, _MAPPING_BRANCH = "str", "Model"
+
+
+def _is_about(entry: Any, data: dict[str, Any]) -> bool:
+    """Whether an error belongs to the branch of `model` that the user took."""
+    path = entry["loc"]
+    if path[:1] != ("model",) or len(path) < 2:
+        return True
+    return (path[1] == _NAME_BRANCH) != isinstance(data["model"], dict)
+
+
+def _line_number(problem: str) -> int:
+    match = re.match(r"line (\d+):", problem)
+    return int(match[1]) if match else 0
+
+
+def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
     """One pydantic error as `line 12: optimizer.lr: ...` with what would work."""
-    # A union such as `str | Model` puts the branch it tried into the path; what the user wrote has no such key.
-    path = tuple(part for part in entry["loc"] if part not in ("Model", "str", "function-after[_buildable(), Model]"))
+    path = tuple(part for part in entry["loc"] if not str(part).startswith(("function-", _NAME_BRANCH, _MAPPING_BRANCH)))
     name = ".".join(str(part) for part in path)
     line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
     cause = entry.get("ctx", {}).get("error")
@@ -229,10 +250,8 @@ def _problem(entry: Any, lines: dict[tuple[Any, ...], int], data: dict[str, Any]
         text = f"{name}: unknown key; {did_you_mean(str(path[-1]), _keys_at(path[:-1]))}"
     elif entry["type"] == "missing":
         text = f"{name}: required key is missing"
-    elif isinstance(cause, ScaleError):
+    elif isinstance(cause, InputError):
         text = f"{cause.message}; {cause.hint}" if cause.hint else cause.message
-    elif isinstance(cause, ValueError):
-        text = str(cause)
     else:
         text = f"{name}: {entry['input']!r} is wrong: {entry['msg']}"
     return f"line {line}: {text}" if line else text

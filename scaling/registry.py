@@ -42,21 +42,21 @@ _BERT = "Devlin et al. 2018 (arXiv 1810.04805), section 3"
 _OURS = "sized for two CPU ranks and a few minutes"
 
 _ENTRIES = (
-    # GPT-3 rows: context 2048. Batch in tokens and learning rate are the table's last two columns.
-    Entry(shape=_gpt("gpt3-125m", 12, 768, 12, 2048), source=_GPT3, batch_tokens=500_000, lr=6.0e-4),
-    Entry(shape=_gpt("gpt3-350m", 24, 1024, 16, 2048), source=_GPT3, batch_tokens=500_000, lr=3.0e-4),
-    Entry(shape=_gpt("gpt3-760m", 24, 1536, 16, 2048), source=_GPT3, batch_tokens=500_000, lr=2.5e-4),
+    # GPT-3 rows: context 2048, learning rate as printed; the batches 0.5M, 1M, 2M and 3.2M tokens as whole sequences.
+    Entry(shape=_gpt("gpt3-125m", 12, 768, 12, 2048), source=_GPT3, batch_tokens=256 * 2048, lr=6.0e-4),
+    Entry(shape=_gpt("gpt3-350m", 24, 1024, 16, 2048), source=_GPT3, batch_tokens=256 * 2048, lr=3.0e-4),
+    Entry(shape=_gpt("gpt3-760m", 24, 1536, 16, 2048), source=_GPT3, batch_tokens=256 * 2048, lr=2.5e-4),
     Entry(
-        shape=_gpt("gpt3-1.3b", 24, 2048, 16, 2048), source=_GPT3, batch_tokens=1_000_000, lr=2.0e-4,
+        shape=_gpt("gpt3-1.3b", 24, 2048, 16, 2048), source=_GPT3, batch_tokens=512 * 2048, lr=2.0e-4,
         note="the table prints 24 heads of 128, which is not 2048; 16 heads of 128 as in Megatron-DeepSpeed",
     ),
-    Entry(shape=_gpt("gpt3-2.7b", 32, 2560, 32, 2048), source=_GPT3, batch_tokens=1_000_000, lr=1.6e-4),
-    Entry(shape=_gpt("gpt3-6.7b", 32, 4096, 32, 2048), source=_GPT3, batch_tokens=2_000_000, lr=1.2e-4),
+    Entry(shape=_gpt("gpt3-2.7b", 32, 2560, 32, 2048), source=_GPT3, batch_tokens=512 * 2048, lr=1.6e-4),
+    Entry(shape=_gpt("gpt3-6.7b", 32, 4096, 32, 2048), source=_GPT3, batch_tokens=1024 * 2048, lr=1.2e-4),
     Entry(
-        shape=_gpt("gpt3-13b", 40, 5120, 40, 2048), source=_GPT3, batch_tokens=2_000_000, lr=1.0e-4,
+        shape=_gpt("gpt3-13b", 40, 5120, 40, 2048), source=_GPT3, batch_tokens=1024 * 2048, lr=1.0e-4,
         note="the table prints a width of 5140 with 40 heads of 128, which is 5120",
     ),
-    Entry(shape=_gpt("gpt3-175b", 96, 12288, 96, 2048), source=_GPT3, batch_tokens=3_200_000, lr=0.6e-4),
+    Entry(shape=_gpt("gpt3-175b", 96, 12288, 96, 2048), source=_GPT3, batch_tokens=1536 * 2048, lr=0.6e-4),
     # GPT-2: the paper's batch is 512 sequences of 1024; it prints no learning rate, so those are GPT-3's by size.
     Entry(shape=_gpt("gpt2", 12, 768, 12, 1024), source=_GPT2, batch_tokens=512 * 1024, lr=6.0e-4),
     Entry(shape=_gpt("gpt2-medium", 24, 1024, 16, 1024), source=_GPT2, batch_tokens=512 * 1024, lr=3.0e-4),

@@ -45,12 +45,17 @@ class Strategy:
         )
 
     def __str__(self) -> str:
-        parts = [f"ZeRO-{self.zero_stage}"]
-        if self.offload_optimizer != "none":
-            parts.append(f"optimizer on {self.offload_optimizer}")
-        parts.append(f"micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}")
-        parts.append(f"{self.activation_checkpointing} checkpointing")
-        return ", ".join(parts)
+        family = family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+        return f"{family}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
+
+
+def family_name(zero_stage: int, offload_optimizer: Offload, activation_checkpointing: Checkpointing) -> str:
+    """A strategy without its batch split, in words: "ZeRO-2, optimizer on cpu, full checkpointing"."""
+    parts = [f"ZeRO-{zero_stage}"]
+    if offload_optimizer != "none":
+        parts.append(f"optimizer on {offload_optimizer}")
+    parts.append("full checkpointing" if activation_checkpointing == "full" else "no checkpointing")
+    return ", ".join(parts)
 
 
 def bucket_size(shape: Shape) -> int:

@@ -1,0 +1,151 @@
+"""`scale plan`: which strategy, how much memory, how fast, and why not the others."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from scaling.plan import Plan
+    from scaling.recipe import Recipe
+
+_MODEL, _CLUSTER, _TRAINING, _OUTPUT = "What to train", "On what", "How", "Output"
+
+
+def plan(
+    params: Annotated[str | None, typer.Option(help="Parameters, such as 1.3B.", rich_help_panel=_MODEL)] = None,
+    model: Annotated[str | None, typer.Option(help="A model by name, such as gpt2-xl.", rich_help_panel=_MODEL)] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file.", rich_help_panel=_MODEL)] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node.", rich_help_panel=_CLUSTER)] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.", rich_help_panel=_CLUSTER)
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.", rich_help_panel=_CLUSTER)] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Nodes and slots from a file.", rich_help_panel=_CLUSTER)] = None,
+    seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.", rich_help_panel=_TRAINING)] = None,
+    global_batch_size: Annotated[
+        int | None, typer.Option(help="Samples per optimizer step.", rich_help_panel=_TRAINING)
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.", rich_help_panel=_TRAINING)] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.", rich_help_panel=_TRAINING)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw.", rich_help_panel=_TRAINING)] = None,
+    top: Annotated[int, typer.Option(min=0, help="Alternatives to list.", rich_help_panel=_OUTPUT)] = 5,
+    explain: Annotated[bool, typer.Option(help="Say why each other strategy lost.", rich_help_panel=_OUTPUT)] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for ds_config.json, plan.json and recipe.yaml. Default: plans/NAME; "
+            "with --json nothing is written unless --out is given.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.", rich_help_panel=_OUTPUT)] = False,
+) -> None:
+    """How to train a model of this size, on these GPUs, at this batch.
+
+    Exit 0: it fits. Exit 1: it does not, and what would. Nothing is written then.
+    """
+    from scaling import hardware
+    from scaling.launch import bundle, parse_hostfile
+    from scaling.plan import search
+
+    hosts = parse_hostfile(hostfile) if hostfile else None
+    cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None)
+    what, said = _recipe(
+        recipe, cluster, params=params, model=model, seq_length=seq_length, global_batch_size=global_batch_size,
+        tokens=tokens, precision=precision, optimizer=optimizer,
+    )  # fmt: skip
+    answer = search(what, cluster, assumptions=[*assumptions, *said], top=top)
+    folder = out or Path("plans") / f"{what.name}-{cluster.num_nodes}x{cluster.gpus_per_node}-{cluster.accelerator.name}"
+    if answer.fits and (out or not as_json):
+        bundle.write(answer, folder)
+    if as_json:
+        print(json.dumps(bundle.document(answer, folder), indent=2))
+    else:
+        _show(answer, folder, explain=explain)
+    if not answer.fits:
+        raise typer.Exit(1)
+
+
+def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, list[str]]":
+    """The recipe that the flags mean, and what had to be assumed."""
+    from scaling import recipe
+    from scaling.errors import InputError
+    from scaling.plan import request
+
+    if path is None:
+        asked["optimizer"] = asked["optimizer"] or "adamw"
+        return request.recipe_for(cluster, **asked)
+    for name in ("params", "model"):
+        if asked.pop(name) is not None:
+            raise InputError(name, str(path), "and --recipe exclude each other", hint="the recipe names the model")
+    return request.overridden(recipe.load(path), **asked)
+
+
+def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from scaling.launch import bundle
+    from scaling.units import format_bytes, format_count, format_duration
+
+    console = Console(highlight=False, soft_wrap=True)
+    recipe, shape, memory, time = plan.recipe, plan.recipe.shape, plan.chosen.memory, plan.chosen.time
+    answer = f"[bold green]{plan.strategy}[/]" if plan.fits else "[bold red]does not fit[/]"
+    rows = [
+        ("plan", answer),
+        ("model", f"{shape.name}: {shape.num_layers} layers x {shape.hidden_size}, "
+                  f"{format_count(shape.num_params)} parameters"),
+        ("cluster", f"{plan.cluster} ({format_bytes(memory.capacity_bytes)} each)"),
+        ("batch", f"{plan.strategy.batch_equation}; {format_count(recipe.tokens_per_step)} tokens a step"),
+    ]  # fmt: skip
+    if plan.fits:
+        rows += [
+            ("speed", f"{format_count(time.tokens_per_second)} tokens/s, {format_duration(time.step_s)} a step, "
+                      f"MFU {time.mfu_fraction:.0%}"),
+            ("training", f"{format_count(recipe.num_steps * recipe.tokens_per_step)} tokens in {recipe.num_steps} steps: "
+                         f"{time.train_days:.3g} days"),
+        ]  # fmt: skip
+    for name, text in rows:
+        console.print(f"[bold]{name:<9}[/]{text}")
+
+    of = "" if plan.fits else f" of the closest, {plan.strategy}"
+    table = Table(title=f"memory per rank{of}, at its peak ({memory.peak_moment.replace('_', ' ')})", title_justify="left", box=box.SIMPLE)
+    table.add_column("part")
+    table.add_column("bytes", justify="right")
+    for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers"):
+        table.add_row(name, format_bytes(getattr(memory, f"{name}_bytes")))
+    table.add_row("allocated", format_bytes(memory.peak_allocated_bytes), style="bold")
+    table.add_row("reserved by the allocator", format_bytes(memory.peak_reserved_bytes))
+    table.add_row("context and communication", format_bytes(memory.context_bytes))
+    table.add_row(
+        "process", f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.capacity_bytes)}", style="bold"
+    )
+    table.add_row("host memory per node", format_bytes(memory.host_bytes_per_node))
+    console.print(table)
+
+    if plan.alternatives:
+        table = Table(title="alternatives that fit", title_justify="left", box=box.SIMPLE)
+        for column in ("strategy", "process", "tokens/s"):
+            table.add_column(column, justify="left" if column == "strategy" else "right")
+        for other in plan.alternatives:
+            speed = format_count(other.time.tokens_per_second)
+            table.add_row(str(other.strategy), format_bytes(other.memory.total_bytes), speed)
+        console.print(table)
+    if explain or not plan.fits:
+        console.print("[bold]rejected[/]")
+        for rejection in plan.rejected:
+            console.print(f"  {escape(rejection.strategy)}: {escape(rejection.reason)}")
+    console.print("[bold]assumed[/]")
+    for sentence in plan.assumptions:
+        console.print(f"  {escape(sentence)}")
+    if plan.fits:
+        console.print(f"[bold]wrote[/]    {folder / bundle.DS_CONFIG}, {bundle.PLAN}, {bundle.RECIPE}")
+        console.print(f"[bold]launch[/]   {escape(bundle.launch_command(plan, folder))}")
+    else:
+        console.print("[bold]what would do[/]")
+        for remedy in plan.remedies:
+            console.print(f"  {escape(remedy)}")

@@ -1,0 +1,9 @@
+"""DeepSpeed's JSON: a plan spelt in DeepSpeed's keys, and a user's file read back strictly.
+
+The only room that knows how DeepSpeed calls things; keys and defaults are those of deepspeed 0.19.8.
+"""
+
+from scaling.ds_config.emit import emit
+from scaling.ds_config.read import load, reconcile, strategy_of
+
+__all__ = ["emit", "load", "reconcile", "strategy_of"]

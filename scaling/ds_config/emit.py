@@ -1,0 +1,135 @@
+"""(Recipe, Strategy) -> ds_config: every field with meaning written out, plain JSON, never "auto".
+
+Never train_batch_size: DeepSpeed derives it wrongly with tensor or sequence parallelism, so batch arithmetic stays
+ours. Defaults are not relied on: gradient_clipping became 1.0 in 0.19.3, offload pin_memory true in 0.19.5.
+"""
+
+from typing import Any
+
+from scaling.recipe import Recipe
+from scaling.strategy import Strategy
+
+
+def emit(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
+    """The complete configuration: machinery, and the recipe's mathematics for whoever trains without our loop."""
+    config = {
+        "train_micro_batch_size_per_gpu": strategy.micro_batch_size,
+        "gradient_accumulation_steps": strategy.gradient_accumulation_steps,
+        **precision_blocks(recipe.precision, strategy),
+        "gradient_clipping": recipe.gradient_clipping,
+        "zero_optimization": zero_block(recipe, strategy),
+        "zero_allow_untested_optimizer": False,
+        "optimizer": optimizer_block(recipe, strategy),
+    }
+    scheduler = scheduler_block(recipe)
+    if scheduler:
+        config["scheduler"] = scheduler
+    if strategy.activation_checkpointing == "full":
+        config["activation_checkpointing"] = checkpointing_block(recipe.shape.num_layers)
+    config |= {"prescale_gradients": False, "steps_per_print": 2**31 - 1, "wall_clock_breakdown": False}
+    return config
+
+
+def precision_blocks(precision: str, strategy: Strategy) -> dict[str, Any]:
+    """fp16 or bf16, and the width in which micro-batches are summed: fp32, so that the split does not matter."""
+    blocks: dict[str, Any] = {}
+    if precision == "bf16":
+        blocks["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    elif precision == "fp16":
+        blocks["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "consecutive_hysteresis": False,
+            "min_loss_scale": 1,
+        }
+    summed = "fp32" if strategy.gradient_accumulation_steps > 1 else precision
+    blocks["data_types"] = {"grad_accum_dtype": summed}
+    return blocks
+
+
+def zero_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
+    """zero_optimization, with the keys that mean something at this stage and no others."""
+    stage, shape = strategy.zero_stage, recipe.shape
+    block: dict[str, Any] = {"stage": stage}
+    if stage == 0:
+        return block
+    block |= {
+        "contiguous_gradients": True,
+        "overlap_comm": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": strategy.reduce_bucket_size,
+    }
+    if stage <= 2:
+        block |= {
+            "allgather_partitions": True,
+            "allgather_bucket_size": strategy.allgather_bucket_size,
+            "round_robin_gradients": False,
+        }
+    else:
+        block |= {
+            "sub_group_size": 1_000_000_000,
+            "stage3_prefetch_bucket_size": strategy.reduce_bucket_size,
+            # Biases and norms (at most 4 D elements each in these models) stay whole: too small to gather.
+            "stage3_param_persistence_threshold": 10 * shape.hidden_size,
+            "stage3_max_live_parameters": 2 * shape.largest_layer_params + strategy.reduce_bucket_size,
+            "stage3_max_reuse_distance": 0,  # release after forward; the default keeps 1e9 parameters gathered
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    if strategy.offload_optimizer != "none":
+        block["offload_optimizer"] = {"device": strategy.offload_optimizer, "pin_memory": True}
+    return block
+
+
+def optimizer_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
+    """AdamW: torch's fused kernel, which needs no compiler; DeepSpeed's CPU kernel where the optimizer is offloaded."""
+    params: dict[str, Any] = {
+        "lr": recipe.optimizer.lr,
+        "betas": list(recipe.optimizer.betas),
+        "eps": recipe.optimizer.eps,
+        "weight_decay": recipe.optimizer.weight_decay,
+    }
+    if strategy.offload_optimizer == "none":
+        params |= {"torch_adam": True, "fused": True}
+    return {"type": "AdamW", "params": params}
+
+
+def scheduler_block(recipe: Recipe) -> dict[str, Any] | None:
+    """The schedule in DeepSpeed's words, warm-up named linear (its default is logarithmic).
+
+    None where DeepSpeed has no words: no warm-up, or a linear decay that ends above zero. Our loop sets the rate
+    itself, by scaling/training/schedule.py; DeepSpeed's own schedulers lag it by one step.
+    """
+    schedule, lr = recipe.schedule, recipe.optimizer.lr
+    if schedule.warmup_steps < 2:
+        return None
+    warmup: dict[str, Any] = {"warmup_num_steps": schedule.warmup_steps, "warmup_type": "linear"}
+    match schedule.name:
+        case "constant":
+            return {"type": "WarmupLR", "params": {"warmup_min_lr": 0.0, "warmup_max_lr": lr, **warmup}}
+        case "linear" if schedule.min_lr_fraction == 0:
+            params = {"total_num_steps": recipe.num_steps, "warmup_min_lr": 0.0, "warmup_max_lr": lr, **warmup}
+            return {"type": "WarmupDecayLR", "params": params}
+        case "cosine":
+            params = {
+                "total_num_steps": recipe.num_steps,
+                "warmup_min_ratio": 0.0,
+                "cos_min_ratio": schedule.min_lr_fraction,
+                **warmup,
+            }
+            return {"type": "WarmupCosineLR", "params": params}
+    return None
+
+
+def checkpointing_block(num_layers: int) -> dict[str, Any]:
+    """Full activation checkpointing. DeepSpeed itself never applies this block to a plain module; our loop does."""
+    return {
+        "partition_activations": False,
+        "contiguous_memory_optimization": False,
+        "cpu_checkpointing": False,
+        "number_checkpoints": num_layers,
+        "synchronize_checkpoint_boundary": False,
+        "profile": False,
+    }

@@ -1,0 +1,167 @@
+"""A user's ds_config, read strictly: the strategy that it spells, and where it contradicts the recipe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scaling.ds_config import emit as written
+from scaling.errors import FileProblems, InputError, did_you_mean
+from scaling.files import read_text
+from scaling.recipe import Recipe
+from scaling.strategy import Strategy, bucket_size
+
+# The keys that scale/train.py honours or checks; DeepSpeed 0.19.8 itself ignores what it does not know.
+_KEYS = {
+    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
+    "bf16", "fp16", "data_types", "zero_optimization", "zero_allow_untested_optimizer", "optimizer", "scheduler",
+    "activation_checkpointing", "prescale_gradients", "gradient_predivide_factor", "communication_data_type",
+    "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "flops_profiler",
+    "tensorboard", "wandb", "csv_monitor", "aio", "checkpoint", "zero_force_ds_cpu_optimizer", "log_level",
+}  # fmt: skip
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises InputError or FileProblems: absent, not JSON, repeated or unknown keys."""
+    text = read_text(path, "ds_config")
+    try:
+        config = json.loads(text, object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise FileProblems(
+            f"{path}:{error.lineno}:{error.colno}", [f"ds_config is not JSON: {error.msg}"],
+            hint="`scale plan --out DIR` writes one",
+        ) from None  # fmt: skip
+    except ValueError as error:
+        raise FileProblems(str(path), [str(error)]) from None
+    if not isinstance(config, dict):
+        raise FileProblems(str(path), ["ds_config is not a JSON object"], hint="`scale plan --out DIR` writes one")
+    unknown = [f"{key}: unknown key; {did_you_mean(key, _KEYS)}" for key in config if key not in _KEYS]
+    if unknown:
+        raise FileProblems(str(path), unknown, hint="DeepSpeed would ignore what it does not know")
+    return config
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"key {key!r} appears twice")
+    return dict(pairs)
+
+
+def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Strategy:
+    """The strategy that `config` spells, on `world_size` data-parallel ranks.
+
+    The accumulation follows from the recipe's global batch, whatever the file says.
+    Raises InputError naming a field that is missing, not a number, or does not divide the batch.
+    """
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise InputError("zero_optimization", zero, "is not an object", hint='write {"stage": 2}')
+    stage = _integer(zero, "stage", "zero_optimization.stage", least=0)
+    if stage > 3:
+        raise InputError("zero_optimization.stage", stage, "is not a ZeRO stage", hint="0, 1, 2 or 3")
+    micro = _integer(config, "train_micro_batch_size_per_gpu", "train_micro_batch_size_per_gpu")
+    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none")
+    if offloaded not in ("none", "cpu"):
+        raise InputError("zero_optimization.offload_optimizer.device", offloaded, "is not supported yet", hint="cpu")
+    if (zero.get("offload_param") or {}).get("device", "none") != "none":
+        raise InputError("zero_optimization.offload_param", zero["offload_param"], "is not supported yet")
+    bucket = bucket_size(recipe.shape)
+    return Strategy(
+        zero_stage=stage,
+        offload_optimizer=offloaded,
+        data_parallel_size=world_size,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=_accumulation(recipe, micro, world_size),
+        activation_checkpointing="full" if config.get("activation_checkpointing") else "none",
+        reduce_bucket_size=_integer(zero, "reduce_bucket_size", "zero_optimization.reduce_bucket_size", default=bucket),
+        allgather_bucket_size=_integer(
+            zero, "allgather_bucket_size", "zero_optimization.allgather_bucket_size", default=bucket
+        ),
+    )
+
+
+def _integer(block: dict[str, Any], key: str, field: str, *, least: int = 1, default: int | None = None) -> int:
+    value = block.get(key, default)
+    if value is None:
+        raise InputError(field, None, "is missing from the ds_config", hint=f'write "{key}": {max(least, 1)}')
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(field, value, f"is not a whole number of at least {least}")
+    return value
+
+
+def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
+    """The configuration to hand to DeepSpeed for `recipe` by `strategy`, and what was filled in.
+
+    The recipe's mathematics is authoritative: what the file leaves out is filled in from it, what the file
+    contradicts is refused. The scheduler block is checked and then left out, because the training loop sets the
+    learning rate. Raises FileProblems.
+    """
+    notes = []
+    steps = strategy.gradient_accumulation_steps
+    if steps != config.get("gradient_accumulation_steps", 1):
+        said = config.get("gradient_accumulation_steps", "none")
+        notes.append(f"gradient_accumulation_steps: {steps} (the ds_config says {said}): {strategy.batch_equation}")
+    if "optimizer" not in config:
+        notes.append("optimizer: the recipe's, since the ds_config has none")
+    problems = _contradictions(config, recipe, strategy)
+    if strategy.zero_stage == 0 and recipe.precision != "fp32":
+        problems.append(
+            f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8; use 1"
+        )
+    if problems:
+        raise FileProblems("ds_config contradicts the recipe", problems, hint="the recipe decides: change one of the two")
+    ready = {key: value for key, value in config.items() if key not in ("scheduler", "train_batch_size")}
+    ready |= {
+        "gradient_accumulation_steps": steps,
+        "gradient_clipping": recipe.gradient_clipping,
+        "optimizer": written.optimizer_block(recipe, strategy),
+        **written.precision_blocks(recipe.precision, strategy),
+    }
+    return ready, notes
+
+
+def _accumulation(recipe: Recipe, micro_batch_size: int, world_size: int) -> int:
+    rows = micro_batch_size * world_size
+    if recipe.global_batch_size % rows:
+        fitting = [m for m in range(1, recipe.global_batch_size + 1) if recipe.global_batch_size % (m * world_size) == 0]
+        hint = f"micro batches that divide it on {world_size} ranks: {', '.join(map(str, fitting[:12]))}" if fitting else (
+            f"a global batch that {world_size} ranks divide"
+        )
+        raise InputError(
+            "global_batch_size", recipe.global_batch_size,
+            f"is not a multiple of {micro_batch_size} micro x {world_size} data parallel", hint=hint,
+        )  # fmt: skip
+    return recipe.global_batch_size // rows
+
+
+def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> list[str]:
+    """Every place where the file states another mathematics than the recipe."""
+    problems = []
+    enabled = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
+    stated = enabled[0] if enabled else "fp32"
+    if stated != recipe.precision:
+        problems.append(f"{stated}: the recipe trains in {recipe.precision}")
+    expected = {
+        "gradient_clipping": recipe.gradient_clipping,
+        "optimizer": written.optimizer_block(recipe, strategy),
+        "scheduler": written.scheduler_block(recipe),
+        "train_batch_size": recipe.global_batch_size,
+    }
+    for key, ours in expected.items():
+        if key in config:
+            problems += _differences(key, config[key], ours)
+    return problems
+
+
+def _differences(path: str, theirs: Any, ours: Any) -> list[str]:
+    """One line per leaf of `theirs` that `ours` does not repeat; 1 and 1.0 are the same."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        lines = []
+        for key in theirs:
+            lines += _differences(f"{path}.{key}", theirs[key], ours.get(key))
+        return lines
+    if theirs == ours:
+        return []
+    return [f"{path}: {theirs!r} here, {ours!r} by the recipe"]
+

@@ -1,0 +1,70 @@
+"""A plan as files: ds_config.json for DeepSpeed, plan.json for us, recipe.yaml for whoever trains it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scaling import __version__, ds_config, recipe
+from scaling.files import write_folder
+from scaling.launch.command import command
+from scaling.plan import Candidate, Plan
+
+DS_CONFIG, PLAN, RECIPE = "ds_config.json", "plan.json", "recipe.yaml"
+
+
+def document(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The plan as plain data, as `scale plan --json` prints it and plan.json holds it."""
+    shape, cluster = plan.recipe.shape, plan.cluster
+    return {
+        "scale_version": __version__,
+        "recipe": RECIPE,
+        "model": {**asdict(shape), "num_params": shape.num_params, "seq_length": plan.recipe.data.seq_length},
+        "cluster": {
+            "gpu": cluster.accelerator.name,
+            "num_nodes": cluster.num_nodes,
+            "gpus_per_node": cluster.gpus_per_node,
+            "world_size": cluster.world_size,
+            "memory_bytes": cluster.accelerator.memory_bytes,
+            "source": cluster.accelerator.source,
+        },
+        "batch": {
+            "global_batch_size": plan.recipe.global_batch_size,
+            "tokens_per_step": plan.recipe.tokens_per_step,
+            "num_steps": plan.recipe.num_steps,
+        },
+        **_candidate(plan.chosen),
+        "fits": plan.fits,
+        "alternatives": [{**_candidate(other), "fits": other.memory.fits} for other in plan.alternatives],
+        "rejected": [asdict(rejection) for rejection in plan.rejected],
+        "assumptions": list(plan.assumptions),
+        "remedies": list(plan.remedies),
+        "ds_config": _config(plan),
+        "launch": launch_command(plan, folder),
+    }
+
+
+def write(plan: Plan, folder: Path) -> None:
+    """Writes the three files into `folder`, all or none. Raises InputError naming --out where it cannot."""
+    texts = {
+        DS_CONFIG: json.dumps(_config(plan), indent=2) + "\n",
+        PLAN: json.dumps(document(plan, folder), indent=2) + "\n",
+        RECIPE: recipe.dump(plan.recipe),
+    }
+    write_folder(folder, texts, "out")
+
+
+def launch_command(plan: Plan, folder: Path) -> str:
+    return command(plan.cluster, str(folder / DS_CONFIG), str(folder))
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    return ds_config.emit(plan.recipe, plan.strategy)
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "strategy": asdict(candidate.strategy),
+        "memory": asdict(candidate.memory),
+        "time": asdict(candidate.time),
+    }

@@ -1,0 +1,46 @@
+"""A plan: what was chosen, its price, what was assumed, what else would do, and what was rejected and why."""
+
+from dataclasses import dataclass
+
+from scaling.cost import MemoryEstimate, TimeEstimate
+from scaling.hardware import Cluster
+from scaling.recipe import Recipe
+from scaling.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One strategy with its price."""
+
+    strategy: Strategy
+    memory: MemoryEstimate
+    time: TimeEstimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A strategy, or a family of them, and the reason in numbers."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`chosen` is the fastest candidate that fits; where none fits, the one that comes closest, and `fits` is False."""
+
+    recipe: Recipe
+    cluster: Cluster
+    chosen: Candidate
+    alternatives: tuple[Candidate, ...]
+    rejected: tuple[Rejection, ...]
+    assumptions: tuple[str, ...]
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.chosen.memory.fits
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.chosen.strategy

@@ -1,0 +1,120 @@
+"""From what a user typed to a whole recipe: defaults are filled in from published runs, and each one is said."""
+
+from typing import Any
+
+from scaling import recipe as recipes
+from scaling import registry
+from scaling.errors import InputError, ScaleError
+from scaling.hardware import Cluster
+from scaling.recipe import EMBEDDED_CORPUS, Data, Optimizer, Recipe, Schedule, model_of
+from scaling.registry import Entry
+from scaling.units import format_count, parse_count
+
+# Hoffmann et al. 2022 (arXiv 2203.15556): compute-optimal training uses about 20 tokens per parameter.
+_TOKENS_PER_PARAM = 20
+# GPT-3 warms up over 375M tokens; 1 % of the steps is Pythia's rule and scales with the run.
+_WARMUP_FRACTION = 0.01
+
+
+def recipe_for(
+    cluster: Cluster,
+    *,
+    params: str | None = None,
+    model: str | None = None,
+    seq_length: int | None = None,
+    global_batch_size: int | None = None,
+    tokens: str | None = None,
+    precision: str | None = None,
+    optimizer: str = "adamw",
+) -> tuple[Recipe, list[str]]:
+    """A recipe for a model by size or by name, and a sentence for everything that had to be assumed."""
+    assumptions = []
+    if params is None and model is None:
+        raise ScaleError("params: nothing to plan for", hint="give --params 1.3B, --model gpt2-xl or --recipe FILE")
+    if params is not None and model is not None:
+        raise InputError("params", params, "and --model exclude each other", hint="give one of the two")
+    if params is not None:
+        entry, sentence = registry.nearest_gpt(parse_count(params, "params"))
+        assumptions.append(f"model: {sentence}")
+    else:
+        entry = registry.find(str(model))
+        assumptions.append(f"model: {entry.shape.name}, {entry.source}")
+    if entry.note:
+        assumptions.append(f"model: {entry.note}")
+    require_optimizer(optimizer)
+    if precision is None:
+        precision = "bf16" if cluster.accelerator.supports_bf16 else "fp16"
+        assumptions.append(f"precision: {precision}")
+    shape = entry.shape
+    if seq_length is None:
+        seq_length = shape.max_position_embeddings
+        assumptions.append(f"seq_length: {seq_length}, the model's context")
+    if global_batch_size is None:
+        global_batch_size, sentence = _published_batch(entry, seq_length, cluster.world_size)
+        assumptions.append(sentence)
+    if tokens is None:
+        num_tokens = _TOKENS_PER_PARAM * shape.num_params
+        assumptions.append(f"tokens: {format_count(num_tokens)}, {_TOKENS_PER_PARAM} per parameter")
+    else:
+        num_tokens = parse_count(tokens, "tokens")
+    num_steps = max(1, round(num_tokens / (global_batch_size * seq_length)))
+    assumptions.append(
+        f"optimizer: adamw, lr {entry.lr:g} as published for this size, betas 0.9 and 0.95, weight decay 0.1"
+    )
+    fields = dict(
+        name=shape.name,
+        model=model_of(shape),
+        task="masked-lm" if shape.family == "bert" else "causal-lm",
+        data=Data(corpus=[EMBEDDED_CORPUS], seq_length=seq_length, validation_fraction=0.05),
+        global_batch_size=global_batch_size,
+        num_steps=num_steps,
+        optimizer=Optimizer(name="adamw", lr=entry.lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
+        schedule=Schedule(
+            name="cosine", warmup_steps=max(1, round(_WARMUP_FRACTION * num_steps)), min_lr_fraction=0.1
+        ),
+        precision=precision,
+        gradient_clipping=1.0,
+        evaluate_every_steps=500,
+        checkpoint_every_steps=500,
+    )
+    return recipes.validated(fields), assumptions
+
+
+def overridden(
+    recipe: Recipe,
+    *,
+    seq_length: int | None = None,
+    global_batch_size: int | None = None,
+    tokens: str | None = None,
+    precision: str | None = None,
+    optimizer: str | None = None,
+) -> tuple[Recipe, list[str]]:
+    """`recipe` with what the command line says instead, and a sentence per change."""
+    if optimizer is not None:
+        require_optimizer(optimizer)
+    changes: dict[str, Any] = {"global_batch_size": global_batch_size, "precision": precision}
+    if seq_length is not None:
+        changes["data"] = {**recipe.data.model_dump(), "seq_length": seq_length}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if tokens is not None:
+        tokens_per_step = recipes.changed(recipe, changes).tokens_per_step
+        changes["num_steps"] = max(1, round(parse_count(tokens, "tokens") / tokens_per_step))
+    sentences = [f"{key}: {value} instead of the recipe's" for key, value in changes.items()]
+    return recipes.changed(recipe, changes), sentences
+
+
+def require_optimizer(name: str) -> None:
+    """Refuses an optimizer that this version cannot train with."""
+    if name != "adamw":
+        raise InputError("optimizer", name, "is not available yet", hint="adamw")
+
+
+def _published_batch(entry: Entry, seq_length: int, world_size: int) -> tuple[int, str]:
+    """The published batch in sequences of `seq_length`, rounded up to whole ranks."""
+    published = max(1, round(entry.batch_tokens / seq_length))
+    batch = -(-published // world_size) * world_size
+    sentence = f"global_batch_size: {batch} sequences ({format_count(batch * seq_length)} tokens), as published"
+    if batch != published:
+        sentence = f"{sentence} ({published}), rounded up to a multiple of {world_size} ranks"
+    return batch, sentence
+

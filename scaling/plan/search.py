@@ -1,0 +1,199 @@
+"""The search: every legal strategy of this version priced, the best that fits chosen, the others explained.
+
+Covers ZeRO 0 to 3, optimizer offload to the CPU, activation checkpointing none or full, and every split of the
+global batch into micro batch and accumulation. Tensor, pipeline, sequence and expert parallel sizes are 1.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby, product
+from math import ceil
+
+from scaling import cost
+from scaling.errors import InputError
+from scaling.hardware import Cluster
+from scaling.plan.plan import Candidate, Plan, Rejection
+from scaling.recipe import Recipe
+from scaling.strategy import Checkpointing, Offload, Strategy, bucket_size, family_name
+from scaling.units import format_bytes, format_duration
+
+_LARGEST_MICRO_BATCH = 512
+# Among strategies this close to the fastest, the simplest and smallest wins: the estimate is not better than that.
+_TIE_FRACTION = 0.02
+
+_Family = tuple[int, Offload, Checkpointing]
+
+
+def search(recipe: Recipe, cluster: Cluster, *, assumptions: Iterable[str] = (), top: int = 5) -> Plan:
+    """The plan for `recipe` on `cluster`; `fits` is False where nothing does, with remedies.
+
+    Raises InputError where no strategy is legal: a batch that does not divide, a precision the GPU lacks.
+    """
+    _require_batch(recipe, cluster)
+    _require_precision(recipe, cluster)
+    rejected: list[Rejection] = []
+    fitting: list[Candidate] = []
+    short: list[Candidate] = []
+    for family in _families(cluster):
+        reason = _illegal(recipe, cluster, *family)
+        if reason:
+            rejected.append(Rejection(strategy=family_name(*family), reason=reason))
+            continue
+        candidates = [_priced(recipe, strategy, cluster) for strategy in _strategies(recipe, cluster, *family)]
+        enough = [candidate for candidate in candidates if candidate.memory.fits]
+        if enough:
+            fitting.append(_best(enough))
+        else:
+            smallest = min(candidates, key=lambda candidate: candidate.memory.total_bytes)
+            rejected.append(Rejection(strategy=family_name(*family), reason=_shortage(smallest)))
+            short.append(smallest)
+    chosen = _best(fitting) if fitting else min(short, key=_overshoot)
+    others = sorted((other for other in fitting if other is not chosen), key=lambda other: other.time.step_s)
+    return Plan(
+        recipe=recipe,
+        cluster=cluster,
+        chosen=chosen,
+        alternatives=tuple(others[:top]),
+        rejected=_merged([*rejected, *(_slower(other, chosen) for other in others)]),
+        assumptions=(*assumptions, f"headroom: a process may fill {cost.USABLE_FRACTION:.0%} of a device"),
+        remedies=() if fitting else _remedies(recipe, cluster),
+    )
+
+
+def _families(cluster: Cluster) -> Iterator[_Family]:
+    offloads: tuple[Offload, ...] = ("none",) if cluster.is_cpu else ("none", "cpu")
+    checkpointings: tuple[Checkpointing, ...] = ("none", "full")
+    yield from product(range(4), offloads, checkpointings)
+
+
+def _illegal(recipe: Recipe, cluster: Cluster, stage: int, offload: Offload, _: Checkpointing) -> str:
+    """Why DeepSpeed would do something else than asked, or an empty string."""
+    if stage == 0 and recipe.precision != "fp32":
+        return (
+            f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
+            "so its loss would differ from every other stage's"
+        )
+    if stage == 0 and offload != "none":
+        return "DeepSpeed accepts optimizer offload at stage 0 and ignores it"
+    return ""
+
+
+def _strategies(
+    recipe: Recipe, cluster: Cluster, stage: int, offload: Offload, checkpointing: Checkpointing
+) -> Iterator[Strategy]:
+    """One strategy for every micro batch that divides a rank's share of the global batch, smallest first."""
+    W = cluster.world_size
+    share = recipe.global_batch_size // W
+    bucket = bucket_size(recipe.shape)
+    for micro in range(1, min(share, _LARGEST_MICRO_BATCH) + 1):
+        if share % micro == 0:
+            yield Strategy(
+                zero_stage=stage,
+                offload_optimizer=offload,
+                data_parallel_size=W,
+                micro_batch_size=micro,
+                gradient_accumulation_steps=share // micro,
+                activation_checkpointing=checkpointing,
+                reduce_bucket_size=bucket,
+                allgather_bucket_size=bucket,
+            )
+
+
+def _priced(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> Candidate:
+    return Candidate(
+        strategy=strategy,
+        memory=cost.memory(recipe, strategy, cluster),
+        time=cost.step_time(recipe, strategy, cluster),
+    )
+
+
+def _best(candidates: list[Candidate]) -> Candidate:
+    """The simplest of those within the tie band of the fastest: lowest stage, no offload, least memory."""
+    fastest = min(candidate.time.step_s for candidate in candidates)
+    tied = [candidate for candidate in candidates if candidate.time.step_s <= fastest * (1 + _TIE_FRACTION)]
+    return min(
+        tied,
+        key=lambda candidate: (
+            candidate.strategy.zero_stage,
+            candidate.strategy.offload_optimizer != "none",
+            candidate.memory.total_bytes,
+        ),
+    )
+
+
+def _overshoot(candidate: Candidate) -> float:
+    """How many times over the device's capacity a candidate is."""
+    return candidate.memory.total_bytes / candidate.memory.capacity_bytes
+
+
+def _shortage(candidate: Candidate) -> str:
+    memory = candidate.memory
+    if not memory.fits_device:
+        return (
+            f"{format_bytes(memory.total_bytes)} at micro batch {candidate.strategy.micro_batch_size} > "
+            f"{cost.USABLE_FRACTION:.0%} of {format_bytes(memory.capacity_bytes)} "
+            f"(model states alone {format_bytes(memory.model_states_bytes)})"
+        )
+    return f"{_host_need(candidate)} > {format_bytes(memory.host_capacity_bytes)}"
+
+
+def _host_need(candidate: Candidate) -> str:
+    need = format_bytes(candidate.memory.host_bytes_per_node)
+    return f"{need} of host memory per node, since every rank builds the model whole before DeepSpeed shards it,"
+
+
+def _slower(other: Candidate, chosen: Candidate) -> Rejection:
+    factor = other.time.step_s / chosen.time.step_s
+    strategy = other.strategy
+    name = family_name(strategy.zero_stage, strategy.offload_optimizer, strategy.activation_checkpointing)
+    if factor < 1 + _TIE_FRACTION:
+        return Rejection(strategy=name, reason="fits and is as fast; the chosen one is simpler or smaller")
+    step = format_duration(other.time.step_s)
+    return Rejection(strategy=name, reason=f"fits, but a step takes {step}, {factor:.2f} x the chosen one")
+
+
+def _merged(rejections: list[Rejection]) -> tuple[Rejection, ...]:
+    """Neighbours with the same reason as one: four variants of ZeRO-0 lose for one cause."""
+    merged = []
+    for reason, group in groupby(rejections, key=lambda rejection: rejection.reason):
+        names = [rejection.strategy for rejection in group]
+        stages = {name.split(",")[0] for name in names}
+        label = f"{names[0].split(',')[0]} in every form" if len(stages) == 1 and len(names) > 1 else "; ".join(names)
+        merged.append(Rejection(strategy=label, reason=reason))
+    return tuple(merged)
+
+
+def _remedies(recipe: Recipe, cluster: Cluster) -> tuple[str, ...]:
+    """What would make it fit: the fewest nodes, doubling, on which some strategy fits the device."""
+    nodes = cluster.num_nodes
+    while nodes < 4096:
+        nodes *= 2
+        larger = replace(cluster, num_nodes=nodes)
+        W = larger.world_size
+        batch = ceil(recipe.global_batch_size / W) * W
+        adapted = recipe.model_copy(update={"global_batch_size": batch})
+        for family in _families(larger):
+            if _illegal(adapted, larger, *family):
+                continue
+            candidate = _priced(adapted, next(_strategies(adapted, larger, *family)), larger)
+            if candidate.memory.fits_device:
+                said = "" if batch == recipe.global_batch_size else f" and a global batch of {batch}"
+                need = f"{W} GPUs ({larger}){said}: {candidate.strategy}, {format_bytes(candidate.memory.total_bytes)} each"
+                return (need,) if candidate.memory.fits_host else (need, f"and {_host_need(candidate)} there")
+    return ("nothing in reach of more nodes: choose a smaller model or GPUs with more memory",)
+
+
+def _require_batch(recipe: Recipe, cluster: Cluster) -> None:
+    W, batch = cluster.world_size, recipe.global_batch_size
+    if batch % W:
+        below, above = batch // W * W, (batch // W + 1) * W
+        nearest = f"{below} and {above}" if below else f"{above}"
+        problem = f"is not a multiple of the {W} data-parallel ranks of {cluster}"
+        raise InputError("global_batch_size", batch, problem, hint=f"nearest: {nearest}")
+
+
+def _require_precision(recipe: Recipe, cluster: Cluster) -> None:
+    if recipe.precision == "bf16" and not cluster.accelerator.supports_bf16:
+        raise InputError("precision", "bf16", f"is not supported by {cluster.accelerator.name}", hint="use fp16")
+    if recipe.precision == "fp16" and cluster.is_cpu:
+        raise InputError("precision", "fp16", "is refused by DeepSpeed on a CPU", hint="use bf16 or fp32")

@@ -1,0 +1,203 @@
+"""`deepspeed scale/train.py --ds_config FILE`: parse, assemble, run. Also under torchrun and `python -m scaling.train`.
+
+Flags take underscores, as DeepSpeed's launcher does. Everything about the user's input is checked before torch is
+imported, so a mistake costs a second and not a minute.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling import ds_config, registry
+from scaling import recipe as recipes
+from scaling.errors import InputError, ScaleError
+from scaling.files import read_text
+from scaling.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line means. `plan` is the plan.json beside the ds_config, where there is one."""
+
+    config: dict[str, Any]
+    config_path: Path
+    recipe: Recipe
+    recipe_path: Path
+    plan: dict[str, Any] | None
+    run_dir: Path
+    resume: str
+    max_steps: int | None
+    world_size: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains; exits 2 with one message, from the first rank, where the input is wrong."""
+    try:
+        run(parse(argv))
+    except ScaleError as error:
+        if os.environ.get("RANK", "0") == "0":
+            hint = f"\nhint: {error.hint}" if error.hint else ""
+            print(f"error: {error.message}{hint}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(error.exit_code)
+
+
+def parse(argv: Sequence[str] | None = None) -> Request:
+    """Reads and checks everything that the command line names. Raises ScaleError."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train a recipe by a DeepSpeed configuration.")
+    parser.add_argument("--ds_config", "--deepspeed_config", dest="ds_config", help="DeepSpeed's JSON file")
+    parser.add_argument("--recipe", help="recipe YAML; default: the one named in the plan.json beside --ds_config")
+    parser.add_argument("--model", help="a registry name, instead of the recipe's model")
+    parser.add_argument("--run_dir", help="where the run lives; default: the plan's folder, or runs/NAME")
+    parser.add_argument("--resume", default="auto", help="auto, never, or a run directory or checkpoint")
+    parser.add_argument("--max_steps", type=int, help="stop after this many steps of the recipe's schedule")
+    parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by launchers")
+    parser.add_argument("--deepspeed", action="store_true", help="accepted for launchers' sake; always on")
+    args = parser.parse_args(argv)
+
+    if args.ds_config is None:
+        raise ScaleError("ds_config: --ds_config is missing", hint="`scale plan --out DIR` writes DIR/ds_config.json")
+    config_path = Path(args.ds_config)
+    config = ds_config.load(config_path)
+    plan_path = config_path.with_name("plan.json")
+    plan = _plan(plan_path) if plan_path.is_file() else None
+    recipe_path = _recipe_path(args.recipe, plan, config_path)
+    recipe = _with_overrides(recipes.load(recipe_path), model=args.model, seed=args.seed)
+    if args.max_steps is not None and args.max_steps < 1:
+        raise InputError("max_steps", args.max_steps, "must be at least 1")
+    planned = plan is not None
+    return Request(
+        config=config,
+        config_path=config_path,
+        recipe=recipe,
+        recipe_path=recipe_path,
+        plan=plan if plan and plan.get("ds_config") == config else None,
+        run_dir=Path(args.run_dir or (config_path.parent if planned else Path("runs") / recipe.name)),
+        resume=args.resume,
+        max_steps=args.max_steps,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def run(request: Request) -> None:
+    """Joins the other ranks, assembles the run and trains it."""
+    recipe = request.recipe
+    strategy = ds_config.strategy_of(request.config, recipe, request.world_size)
+    config, notes = ds_config.reconcile(request.config, recipe, strategy)
+    checkpoint_path = _checkpoint_named(request)
+
+    from scaling import data
+    from scaling.training import checkpoint, ranks, run
+    from scaling.training.engine import make_engine
+    from scaling.training.loop import Training
+    from scaling.training.measured import write_measured
+    from scaling.training.memory import MemoryGauge
+    from scaling.training.progress import Talk
+
+    folder = request.run_dir
+    rank = int(os.environ.get("RANK", "0"))
+    aside = None
+    if rank == 0:
+        if request.resume == "never":
+            aside = run.set_aside(folder)
+        copies = {"ds_config.json": read_text(request.config_path, "ds_config")}
+        if request.plan:
+            copies["plan.json"] = json.dumps(request.plan, indent=2) + "\n"
+        run.open_run(folder, recipe, copies)
+    here = ranks.join()
+    here.barrier()  # the folders are there
+    with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
+        talk = Talk(stream, speaks=here.is_first)
+        for note in notes:
+            talk.say(note)
+        if aside:
+            talk.say(f"an earlier run was moved to {aside}")
+        corpus = _prepared(data, recipe, request.recipe_path.parent, here)
+        engine = make_engine(recipe, config, checkpoint_activations=strategy.activation_checkpointing == "full")
+        gauge = MemoryGauge(here.device)
+        if checkpoint_path is None and request.resume == "auto":
+            checkpoint_path = checkpoint.newest(folder / "checkpoints")
+        step = checkpoint.load(engine, checkpoint_path, recipe, here) if checkpoint_path else 0
+        talk.say(
+            f"{recipe.name}: {recipe.shape.name}, {recipe.shape.num_params:,} parameters, {recipe.precision}; {strategy}; "
+            f"{strategy.batch_equation}\n"
+            f"corpus: {corpus.num_tokens:,} tokens of {corpus.bytes_per_token:.2f} bytes, vocabulary {corpus.vocab_size}, "
+            f"unigram entropy {corpus.unigram_entropy_nats:.4f} nats per token\n"
+            + (f"resumed from {checkpoint_path} at step {step}" if checkpoint_path else "starting at step 0")
+        )
+        stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
+        if step >= stop:
+            talk.say(f"already at step {step} of {stop}: nothing to do")
+            ranks.leave()
+            return
+        metrics = run.Metrics(folder / "metrics.jsonl", resumed_step=step) if here.is_first else None
+        training = Training(
+            recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
+            metrics=metrics, gauge=gauge, step=step, stop_step=stop,
+        )  # fmt: skip
+        training.run()
+        if here.is_first:
+            metrics.close()
+            talk.say(write_measured(folder, training))
+        here.barrier()
+        ranks.leave()
+
+
+def _prepared(data: Any, recipe: Recipe, base: Path, here: Any) -> Any:
+    """The corpus: built by the first rank of each node, loaded by the others."""
+    cache = Path(os.environ.get("SCALE_CACHE") or Path.home() / ".cache" / "deepspeed-scaling")
+    if here.local_rank == 0:
+        corpus = data.prepare(recipe, base=base, cache=cache)
+    here.barrier()
+    return corpus if here.local_rank == 0 else data.prepare(recipe, base=base, cache=cache)
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(read_text(path, "plan"))
+    except json.JSONDecodeError as error:
+        raise InputError("plan", str(path), f"is not JSON: {error.msg}", hint="write it anew with `scale plan`") from None
+    if not isinstance(plan, dict):
+        raise InputError("plan", str(path), "is not a JSON object", hint="write it anew with `scale plan`")
+    return plan
+
+
+def _recipe_path(asked: str | None, plan: dict[str, Any] | None, config_path: Path) -> Path:
+    if asked is not None:
+        return Path(asked)
+    if plan and isinstance(plan.get("recipe"), str):
+        return config_path.parent / plan["recipe"]
+    raise ScaleError(
+        f"recipe: --recipe is missing, and no plan.json beside {config_path} names one",
+        hint="give --recipe recipes/gpt_demo.yaml, or a ds_config written by `scale plan`",
+    )
+
+
+def _with_overrides(recipe: Recipe, *, model: str | None, seed: int | None) -> Recipe:
+    changes: dict[str, Any] = {}
+    if model is not None:
+        registry.find(model)
+        changes["model"] = model
+    if seed is not None:
+        if not 0 <= seed < 2**31:
+            raise InputError("seed", seed, "must be between 0 and 2^31 - 1")
+        changes["seed"] = seed
+    return recipes.changed(recipe, changes)
+
+
+def _checkpoint_named(request: Request) -> Path | None:
+    """The checkpoint of --resume PATH, found before anything is started."""
+    if request.resume in ("auto", "never"):
+        return None
+    from scaling.training import checkpoint
+
+    return checkpoint.find(Path(request.resume))
+
+
+if __name__ == "__main__":
+    main()

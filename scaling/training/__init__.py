@@ -1,0 +1,1 @@
+"""Training: the only caller of deepspeed.initialize."""

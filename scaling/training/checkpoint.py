@@ -1,0 +1,122 @@
+"""Checkpoints: a folder per step, complete or invisible.
+
+DeepSpeed writes into a partial folder; when every rank is done the first one describes it in state.json and renames
+it. A run resumes from the newest complete folder, never from a partial one and never silently from step 0.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling.errors import InputError, ScaleError
+from scaling.files import read_text
+from scaling.recipe import Recipe
+from scaling.training.ranks import Ranks
+
+_STATE = "state.json"
+_PARTIAL = "partial"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a run stands, and the layout that its shards were written in."""
+
+    step: int
+    world_size: int
+    zero_stage: int
+    precision: str
+    recipe: dict[str, Any]
+
+
+def save(engine: Any, folder: Path, recipe: Recipe, step: int, ranks: Ranks) -> Path:
+    """Writes `folder`/step_N on all ranks and points `folder`/latest at it."""
+    final, partial = folder / f"step_{step:06d}", folder / _PARTIAL
+    if ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+    ranks.barrier()
+    engine.save_checkpoint(str(folder), tag=_PARTIAL, save_latest=False)
+    ranks.barrier()
+    if ranks.is_first:
+        state = State(
+            step=step,
+            world_size=ranks.world_size,
+            zero_stage=engine.zero_optimization_stage(),
+            precision=recipe.precision,
+            recipe=recipe.model_dump(mode="json"),
+        )
+        _write(partial / _STATE, json.dumps(asdict(state), indent=2))
+        shutil.rmtree(final, ignore_errors=True)  # an earlier life of this run reached the same step
+        os.replace(partial, final)
+        _write(folder / "latest", final.name)  # for DeepSpeed's own tools; we go by the folders
+    ranks.barrier()
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step in `folder`, if there is one."""
+    complete = (state.parent for state in folder.glob(f"step_*/{_STATE}"))
+    return max(complete, key=lambda checkpoint: checkpoint.name, default=None)
+
+
+def find(path: Path, field: str = "resume") -> Path:
+    """The checkpoint that `path` means: one itself, or the newest of a run. Raises InputError where there is none."""
+    if (path / _STATE).is_file():
+        return path
+    found = newest(path / "checkpoints") or newest(path)
+    if found is None:
+        raise InputError(field, str(path), "holds no complete checkpoint", hint="name a run directory or its checkpoints/step_N")
+    return found
+
+
+def read_state(checkpoint: Path) -> State:
+    try:
+        return State(**json.loads(read_text(checkpoint / _STATE, "resume")))
+    except (TypeError, ValueError) as error:
+        raise InputError("resume", str(checkpoint), f"has an unreadable {_STATE}: {error}") from None
+
+
+def load(engine: Any, checkpoint: Path, recipe: Recipe, ranks: Ranks) -> int:
+    """Restores `engine` and returns the step reached. Raises ScaleError naming what does not match."""
+    state = read_state(checkpoint)
+    now = {
+        "world size": (state.world_size, ranks.world_size),
+        "ZeRO stage": (state.zero_stage, engine.zero_optimization_stage()),
+        "precision": (state.precision, recipe.precision),
+    }
+    for name, (then, wanted) in now.items():
+        if then != wanted:
+            raise ScaleError(f"resume: {checkpoint} was written with {name} {then}, this run has {wanted}",
+                             hint=f"resume with {name} {then}")  # fmt: skip
+    _require_same_recipe(state, recipe, checkpoint)
+    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if loaded is None:
+        raise ScaleError(f"resume: DeepSpeed found nothing to load in {checkpoint}")
+    return state.step
+
+
+# What may change between two lives of a run without changing its loss.
+_FREE = {"evaluate_every_steps", "checkpoint_every_steps", "name"}
+
+
+def _require_same_recipe(state: State, recipe: Recipe, checkpoint: Path) -> None:
+    now = recipe.model_dump(mode="json")
+    changed = [f"{key}: {state.recipe.get(key)!r} then, {now[key]!r} now"
+               for key in now if key not in _FREE and state.recipe.get(key) != now[key]]  # fmt: skip
+    if changed:
+        raise ScaleError(
+            "resume: the recipe is not the one of " + "\n  ".join([str(checkpoint), *changed]),
+            hint="resume with the old recipe, or start anew with --resume never or another --run_dir",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """`text` at `path`, on disk, by rename."""
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,103 @@
+"""This process among the others: launcher's environment, process group, threads, and the few collectives we use.
+
+Works under `deepspeed`, under torchrun, and alone.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from scaling.errors import ScaleError
+
+# `deepspeed` and torchrun both set these; without them this is a run of one process.
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """`rank` of `world_size`; `device` is where this rank's tensors live."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` summed over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def join() -> Ranks:
+    """Joins the process group that the launcher prepared, through DeepSpeed; a lone process makes its own.
+
+    On a CPU nothing is compiled: DeepSpeed's shared-memory all-reduce is switched off in the table that it asks
+    before building (deepspeed 0.19.8, comm/torch.py:build_shm_op). Otherwise the first start compiles for a minute,
+    a killed one leaves a lock on which every later start waits for ever, and under the deepspeed launcher each rank
+    leaves 69 MB in /dev/shm.
+    """
+    _complete_environment()
+    import deepspeed
+    import deepspeed.ops
+
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device, backend = torch.device("cuda", local_rank), "nccl"
+    else:
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+        device, backend = torch.device("cpu"), "gloo"
+        _share_cores()
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+
+
+def leave() -> None:
+    """Ends the process group, so that nothing is left to the interpreter's shutdown order."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _complete_environment() -> None:
+    missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
+    if len(missing) == len(_LAUNCHER_VARIABLES):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        os.environ.update(alone)
+    elif missing:
+        raise ScaleError(
+            f"environment: {', '.join(missing)} not set, though other launcher variables are",
+            hint="start with `deepspeed` or `torchrun`, or unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT",
+        )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _share_cores() -> None:
+    """Gives each rank of this node its share of the cores, unless the user said OMP_NUM_THREADS."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

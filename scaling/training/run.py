@@ -1,0 +1,113 @@
+"""A run's directory: what was asked for, what happened, and the files that others read.
+
+    recipe.yaml  ds_config.json  plan.json   what was asked for
+    metrics.jsonl                            one line per optimizer step
+    measured.json                            what `scale report` holds against plan.json
+    checkpoints/  logs/rank_N.log
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from scaling import recipe as recipes
+from scaling.errors import InputError
+from scaling.files import write_folder
+from scaling.recipe import Recipe
+
+
+def open_run(folder: Path, recipe: Recipe, copies: dict[str, str]) -> None:
+    """Makes `folder` and writes recipe.yaml and `copies` (name -> text) into it; the first rank calls it."""
+    texts = {"recipe.yaml": recipes.dump(recipe), **copies}
+    # A plan's own folder may be the run's: what stands there already, with its comments, stays.
+    texts = {name: text for name, text in texts.items() if not _says_the_same(folder / name, text)}
+    write_folder(folder, texts, "run_dir")
+    try:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "logs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError("run_dir", str(folder), f"cannot be written: {error.strerror}") from None
+
+
+def _says_the_same(path: Path, text: str) -> bool:
+    try:
+        standing = path.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    if path.suffix != ".yaml":
+        return standing == text
+    with contextlib.suppress(Exception):
+        return recipes.parse(standing, str(path)) == recipes.parse(text, str(path))
+    return False
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Moves an earlier life's metrics and checkpoints into `folder`/replaced-N; None where there is nothing."""
+    names = ["metrics.jsonl", "measured.json", "checkpoints", "logs"]
+    there = [folder / name for name in names if (folder / name).exists()]
+    if not any(path.is_file() or any(path.glob("step_*")) for path in there):
+        return None
+    number = next(n for n in range(1, 1_000_000) if not (folder / f"replaced-{n}").exists())
+    aside = folder / f"replaced-{number}"
+    aside.mkdir()
+    for path in there:
+        os.replace(path, aside / path.name)
+    return aside
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a step. Resuming at step N keeps lines 1 to N and goes on from there."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        kept = []
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step(line) <= resumed_step]
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by close()
+        self._file.writelines(f"{line}\n" for line in kept)
+        self._file.flush()
+
+    def write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line cut short by a crash belongs to no step that can be kept."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[TextIO]:
+    """Sends what libraries print, log and warn on this rank to `log`, and yields the real stdout.
+
+    DeepSpeed prints memory lines straight to stdout and its logger holds its own stream (0.19.8, utils/logging.py).
+    """
+    talk = sys.stdout
+    with open(log, "a", encoding="utf-8", buffering=1) as file, contextlib.redirect_stdout(file):
+        handler = logging.StreamHandler(file)
+        loggers = [logging.getLogger(name) for name in ("DeepSpeed", "transformers", "py.warnings")]
+        before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+        for logger in loggers:
+            logger.handlers[:] = [handler]
+            logger.propagate = False
+        logging.captureWarnings(True)
+        warnings.simplefilter("default")
+        try:
+            yield talk
+        finally:
+            logging.captureWarnings(False)
+            for logger, handlers, propagate in before:
+                logger.handlers[:], logger.propagate = handlers, propagate
