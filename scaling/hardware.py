@@ -49,6 +49,10 @@ class Accelerator:
 
 
 _STAS = "stas00/ml-engineering, compute/accelerator tables"
+_V100 = f"{_STAS}; NVIDIA V100 datasheet"
+_A10 = "NVIDIA A10 datasheet; lightning-fabric 2.6.6"
+_L4 = "NVIDIA L4 datasheet; lightning-fabric 2.6.6"
+_A6000 = "torchtitan tools/utils.py; NVIDIA RTX A6000 datasheet"
 _UNMEASURED = "; no measured matmul ceiling, 80 % of the peak assumed"
 
 
@@ -77,13 +81,13 @@ def _gpu(
 # fmt: off
 _ROWS = (
     #    name             GiB   16bit   fp32   MAMF    TB/s   link  network
-    _gpu("v100-16gb",      16,  125.0,  15.7,  None,   0.90,  150,   6.25, f"{_STAS}; NVIDIA V100 datasheet", bf16=False),
-    _gpu("v100-32gb",      32,  125.0,  15.7,  None,   0.90,  150,   6.25, f"{_STAS}; NVIDIA V100 datasheet", bf16=False),
+    _gpu("v100-16gb",      16,  125.0,  15.7,  None,   0.90,  150,   6.25, _V100, bf16=False),
+    _gpu("v100-32gb",      32,  125.0,  15.7,  None,   0.90,  150,   6.25, _V100, bf16=False),
     _gpu("t4",             16,   65.0,   8.1,  None,   0.32,   13,   1.56, "NVIDIA T4 datasheet", node=4, bf16=False),
-    _gpu("a10",            24,  125.0,  31.2,  None,   0.60,   25,   1.56, "NVIDIA A10 datasheet; lightning-fabric 2.6.6"),
-    _gpu("l4",             24,  121.0,  30.3,  None,   0.30,   25,   1.56, "NVIDIA L4 datasheet; lightning-fabric 2.6.6"),
+    _gpu("a10",            24,  125.0,  31.2,  None,   0.60,   25,   1.56, _A10),
+    _gpu("l4",             24,  121.0,  30.3,  None,   0.30,   25,   1.56, _L4),
     _gpu("l40s",           48,  362.0,  91.6,  None,   0.86,   25,   1.56, f"{_STAS}; NVIDIA L40S datasheet"),
-    _gpu("a6000",          48,  154.8,  38.7,  None,   0.768,  25,   1.56, "torchtitan tools/utils.py; NVIDIA RTX A6000 datasheet"),
+    _gpu("a6000",          48,  154.8,  38.7,  None,   0.768,  25,   1.56, _A6000),
     _gpu("rtx-4090",       24,  165.2,  82.6,  None,   1.008,  25,   1.56, "NVIDIA Ada whitepaper, fp32 accumulate"),
     _gpu("a100-40gb",      40,  312.0,  19.5,  271.2,  1.555, 300,  25.0,  _STAS),
     _gpu("a100-80gb",      80,  312.0,  19.5,  271.2,  2.039, 300,  25.0,  _STAS),
@@ -292,4 +296,3 @@ def cluster_of(
         ),
         assumptions,
     )
-

@@ -200,19 +200,19 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*\.?[0-9]*[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
-def _lines_by_path(node: yaml.Node, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
+def _lines_by_path(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
     """Where each key stands, counting lines from 1: {("optimizer", "lr"): 12}."""
     lines = {}
     if isinstance(node, yaml.MappingNode):
@@ -232,7 +232,7 @@ def _is_about(entry: Any, data: dict[str, Any]) -> bool:
     path = entry["loc"]
     if path[:1] != ("model",) or len(path) < 2:
         return True
-    return (path[1] == _NAME_BRANCH) != isinstance(data["model"], dict)
+    return bool(path[1] == _NAME_BRANCH) != isinstance(data["model"], dict)
 
 
 def _line_number(problem: str) -> int:
@@ -242,7 +242,9 @@ def _line_number(problem: str) -> int:
 
 def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
     """One pydantic error as `line 12: optimizer.lr: ...` with what would work."""
-    path = tuple(part for part in entry["loc"] if not str(part).startswith(("function-", _NAME_BRANCH, _MAPPING_BRANCH)))
+    path = tuple(
+        part for part in entry["loc"] if not str(part).startswith(("function-", _NAME_BRANCH, _MAPPING_BRANCH))
+    )
     name = ".".join(str(part) for part in path)
     line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
     cause = entry.get("ctx", {}).get("error")

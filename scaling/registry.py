@@ -107,7 +107,7 @@ def nearest_gpt(num_params: int, field: str = "params") -> tuple[Entry, str]:
 
 
 def _derived_gpt(num_params: int, *, like: Shape, field: str) -> Shape:
-    """The shape nearest to `num_params`, with L / D kept near the ratio of `like` and heads of 64, of 128 from width 2048.
+    """The shape nearest to `num_params`: L / D near the ratio of `like`, heads of 64, of 128 from width 2048.
 
     Layers and width each grow with the cube root of size, since a decoder has about 12 L D^2 parameters.
     """

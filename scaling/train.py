@@ -7,6 +7,7 @@ imported, so a mistake costs a second and not a minute.
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from typing import Any
 from scaling import ds_config, registry
 from scaling import recipe as recipes
 from scaling.errors import InputError, ScaleError
-from scaling.files import read_text
+from scaling.files import read_text, write_folder
 from scaling.recipe import Recipe
+from scaling.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,79 +91,94 @@ def run(request: Request) -> None:
     recipe = request.recipe
     strategy = ds_config.strategy_of(request.config, recipe, request.world_size)
     config, notes = ds_config.reconcile(request.config, recipe, strategy)
-    checkpoint_path = _checkpoint_named(request)
 
-    from scaling import data
-    from scaling.training import checkpoint, ranks, run
-    from scaling.training.engine import make_engine
-    from scaling.training.loop import Training
-    from scaling.training.measured import write_measured
-    from scaling.training.memory import MemoryGauge
-    from scaling.training.progress import Talk
+    from scaling.training import ranks, run
 
-    folder = request.run_dir
-    rank = int(os.environ.get("RANK", "0"))
-    aside = None
-    if rank == 0:
-        if request.resume == "never":
-            aside = run.set_aside(folder)
-        copies = {"ds_config.json": read_text(request.config_path, "ds_config")}
-        if request.plan:
-            copies["plan.json"] = json.dumps(request.plan, indent=2) + "\n"
-        run.open_run(folder, recipe, copies)
+    folder, is_first = request.run_dir, os.environ.get("RANK", "0") == "0"
+    if is_first:
+        notes += run.prepare(folder, recipe, _copies(request), anew=request.resume == "never")
     here = ranks.join()
     here.barrier()  # the folders are there
     with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
-        talk = Talk(stream, speaks=here.is_first)
-        for note in notes:
-            talk.say(note)
-        if aside:
-            talk.say(f"an earlier run was moved to {aside}")
-        corpus = _prepared(data, recipe, request.recipe_path.parent, here)
-        engine = make_engine(recipe, config, checkpoint_activations=strategy.activation_checkpointing == "full")
-        gauge = MemoryGauge(here.device)
-        if checkpoint_path is None and request.resume == "auto":
-            checkpoint_path = checkpoint.newest(folder / "checkpoints")
-        step = checkpoint.load(engine, checkpoint_path, recipe, here) if checkpoint_path else 0
-        talk.say(
-            f"{recipe.name}: {recipe.shape.name}, {recipe.shape.num_params:,} parameters, {recipe.precision}; {strategy}; "
-            f"{strategy.batch_equation}\n"
-            f"corpus: {corpus.num_tokens:,} tokens of {corpus.bytes_per_token:.2f} bytes, vocabulary {corpus.vocab_size}, "
-            f"unigram entropy {corpus.unigram_entropy_nats:.4f} nats per token\n"
-            + (f"resumed from {checkpoint_path} at step {step}" if checkpoint_path else "starting at step 0")
-        )
-        stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
-        if step >= stop:
-            talk.say(f"already at step {step} of {stop}: nothing to do")
+        try:
+            _train(request, strategy, config, notes, here, stream)
+        finally:
             ranks.leave()
-            return
-        metrics = run.Metrics(folder / "metrics.jsonl", resumed_step=step) if here.is_first else None
-        training = Training(
-            recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
-            metrics=metrics, gauge=gauge, step=step, stop_step=stop,
-        )  # fmt: skip
-        training.run()
-        if here.is_first:
-            metrics.close()
-            talk.say(write_measured(folder, training))
-        here.barrier()
-        ranks.leave()
 
 
-def _prepared(data: Any, recipe: Recipe, base: Path, here: Any) -> Any:
+def _train(
+    request: Request, strategy: Strategy, config: dict[str, Any], notes: list[str], here: Any, stream: Any
+) -> None:
+    from scaling.report import comparison, table
+    from scaling.training import checkpoint
+    from scaling.training.engine import make_engine
+    from scaling.training.loop import Training
+    from scaling.training.memory import MemoryGauge
+    from scaling.training.progress import Talk
+    from scaling.training.run import Metrics
+
+    recipe, folder = request.recipe, request.run_dir
+    talk = Talk(stream, speaks=here.is_first)
+    for note in notes:
+        talk.say(note)
+    resume_from = checkpoint.to_resume(folder, request.resume)
+    corpus = _prepared(recipe, request.recipe_path.parent, here)
+    engine = make_engine(recipe, config, checkpoint_activations=strategy.activation_checkpointing == "full")
+    step = checkpoint.load(engine, resume_from, recipe, here) if resume_from else 0
+    stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
+    shape = recipe.shape
+    talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
+    talk.say(strategy.batch_equation)
+    talk.say(
+        f"corpus: {corpus.num_tokens:,} tokens of {corpus.bytes_per_token:.2f} bytes, vocabulary {corpus.vocab_size}, "
+        f"unigram entropy {corpus.unigram_entropy_nats:.4f} nats per token"
+    )
+    talk.say(f"resumed from {resume_from} at step {step}" if resume_from else "starting at step 0")
+    if step >= stop:
+        talk.say(f"already at step {step} of {stop}: nothing to do")
+        return
+    if here.is_first:
+        shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
+    metrics = Metrics(folder / "metrics.jsonl", resumed_step=step) if here.is_first else None
+    training = Training(
+        recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
+        metrics=metrics, gauge=MemoryGauge(here.device), step=step, stop_step=stop,
+    )  # fmt: skip
+    training.run()
+    if metrics:
+        metrics.close()
+        write_folder(folder, {"measured.json": json.dumps(training.measured(), indent=2) + "\n"}, "run_dir")
+        talk.say(table(comparison(folder)))
+
+
+def _copies(request: Request) -> dict[str, str]:
+    """The files that a run keeps of what was asked for."""
+    copies = {"ds_config.json": read_text(request.config_path, "ds_config")}
+    if request.plan:
+        copies["plan.json"] = json.dumps(request.plan, indent=2) + "\n"
+    return copies
+
+
+def _prepared(recipe: Recipe, base: Path, here: Any) -> Any:
     """The corpus: built by the first rank of each node, loaded by the others."""
+    from scaling import data
+
     cache = Path(os.environ.get("SCALE_CACHE") or Path.home() / ".cache" / "deepspeed-scaling")
     if here.local_rank == 0:
         corpus = data.prepare(recipe, base=base, cache=cache)
+        here.barrier()
+        return corpus
     here.barrier()
-    return corpus if here.local_rank == 0 else data.prepare(recipe, base=base, cache=cache)
+    return data.prepare(recipe, base=base, cache=cache)
 
 
 def _plan(path: Path) -> dict[str, Any]:
     try:
         plan = json.loads(read_text(path, "plan"))
     except json.JSONDecodeError as error:
-        raise InputError("plan", str(path), f"is not JSON: {error.msg}", hint="write it anew with `scale plan`") from None
+        raise InputError(
+            "plan", str(path), f"is not JSON: {error.msg}", hint="write it anew with `scale plan`"
+        ) from None
     if not isinstance(plan, dict):
         raise InputError("plan", str(path), "is not a JSON object", hint="write it anew with `scale plan`")
     return plan
@@ -188,15 +205,6 @@ def _with_overrides(recipe: Recipe, *, model: str | None, seed: int | None) -> R
             raise InputError("seed", seed, "must be between 0 and 2^31 - 1")
         changes["seed"] = seed
     return recipes.changed(recipe, changes)
-
-
-def _checkpoint_named(request: Request) -> Path | None:
-    """The checkpoint of --resume PATH, found before anything is started."""
-    if request.resume in ("auto", "never"):
-        return None
-    from scaling.training import checkpoint
-
-    return checkpoint.find(Path(request.resume))
 
 
 if __name__ == "__main__":

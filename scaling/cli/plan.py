@@ -22,12 +22,16 @@ def plan(
         str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.", rich_help_panel=_CLUSTER)
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.", rich_help_panel=_CLUSTER)] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Nodes and slots from a file.", rich_help_panel=_CLUSTER)] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Nodes and slots from a file.", rich_help_panel=_CLUSTER)
+    ] = None,
     seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.", rich_help_panel=_TRAINING)] = None,
     global_batch_size: Annotated[
         int | None, typer.Option(help="Samples per optimizer step.", rich_help_panel=_TRAINING)
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.", rich_help_panel=_TRAINING)] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens to train on, such as 26B.", rich_help_panel=_TRAINING)
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.", rich_help_panel=_TRAINING)] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw.", rich_help_panel=_TRAINING)] = None,
     top: Annotated[int, typer.Option(min=0, help="Alternatives to list.", rich_help_panel=_OUTPUT)] = 5,
@@ -57,7 +61,9 @@ def plan(
         tokens=tokens, precision=precision, optimizer=optimizer,
     )  # fmt: skip
     answer = search(what, cluster, assumptions=[*assumptions, *said], top=top)
-    folder = out or Path("plans") / f"{what.name}-{cluster.num_nodes}x{cluster.gpus_per_node}-{cluster.accelerator.name}"
+    folder = (
+        out or Path("plans") / f"{what.name}-{cluster.num_nodes}x{cluster.gpus_per_node}-{cluster.accelerator.name}"
+    )
     if answer.fits and (out or not as_json):
         bundle.write(answer, folder)
     if as_json:
@@ -90,30 +96,34 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
     from rich.table import Table
 
     from scaling.launch import bundle
-    from scaling.units import format_bytes, format_count, format_duration
+    from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_duration
 
     console = Console(highlight=False, soft_wrap=True)
     recipe, shape, memory, time = plan.recipe, plan.recipe.shape, plan.chosen.memory, plan.chosen.time
     answer = f"[bold green]{plan.strategy}[/]" if plan.fits else "[bold red]does not fit[/]"
+    size = f"{shape.num_layers} layers x {shape.hidden_size}, {format_count(shape.num_params)} parameters"
     rows = [
         ("plan", answer),
-        ("model", f"{shape.name}: {shape.num_layers} layers x {shape.hidden_size}, "
-                  f"{format_count(shape.num_params)} parameters"),
+        ("model", f"{shape.name}: {size}"),
         ("cluster", f"{plan.cluster} ({format_bytes(memory.capacity_bytes)} each)"),
         ("batch", f"{plan.strategy.batch_equation}; {format_count(recipe.tokens_per_step)} tokens a step"),
-    ]  # fmt: skip
+    ]
     if plan.fits:
+        speed = f"{format_count(time.tokens_per_second)} tokens/s, {format_duration(time.step_s)} a step"
+        total = f"{format_count(recipe.num_steps * recipe.tokens_per_step)} tokens in {recipe.num_steps} steps"
         rows += [
-            ("speed", f"{format_count(time.tokens_per_second)} tokens/s, {format_duration(time.step_s)} a step, "
-                      f"MFU {time.mfu_fraction:.0%}"),
-            ("training", f"{format_count(recipe.num_steps * recipe.tokens_per_step)} tokens in {recipe.num_steps} steps: "
-                         f"{time.train_days:.3g} days"),
-        ]  # fmt: skip
+            ("speed", f"{speed}, MFU {time.mfu_fraction:.0%}"),
+            ("training", f"{total}: {format_duration(time.train_days * SECONDS_PER_DAY)}"),
+        ]
     for name, text in rows:
         console.print(f"[bold]{name:<9}[/]{text}")
 
     of = "" if plan.fits else f" of the closest, {plan.strategy}"
-    table = Table(title=f"memory per rank{of}, at its peak ({memory.peak_moment.replace('_', ' ')})", title_justify="left", box=box.SIMPLE)
+    table = Table(
+        title=f"memory per rank{of}, at its peak ({memory.peak_moment.replace('_', ' ')})",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
     table.add_column("part")
     table.add_column("bytes", justify="right")
     for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers"):

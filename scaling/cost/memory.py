@@ -17,9 +17,9 @@ from scaling.units import GIB
 FP32_BYTES = 4
 ADAM_STATE_BYTES = 2 * FP32_BYTES  # first and second moment (torch.optim.AdamW, DeepSpeedCPUAdam)
 
-# DeepSpeed's stage-1 BF16_Optimizer flattens gradients for its all-reduce in pieces of at most this many elements
-# (runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE).
-_STAGE1_FLAT_ELEMENTS = 500_000_000
+# Stage 0, and stage 1 where it accumulates in fp32 (BF16_Optimizer), flatten gradients for their all-reduce in pieces
+# of at most this many elements (deepspeed runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE).
+_FLAT_ELEMENTS = 500_000_000
 
 # Reserved over allocated for fixed shapes: caching-allocator rounding and fragmentation. An assumption; variable
 # sequence lengths cost 1.3 (PEFT's published full fine-tunes: 26.07 GB allocated, 34.3 GB reserved).
@@ -39,8 +39,9 @@ _CPU_CONTEXT_BYTES = int(0.45 * GIB)
 class MemoryEstimate:
     """One rank's memory at its peak, in bytes; the items sum to `peak_allocated_bytes`.
 
-    `peak_moment` names the moment: "loss" (logits beside all saved activations), "backward" (the last layer's
-    working set instead of the logits) or "optimizer_step". `moments` holds the total at each.
+    `peak_moment` names the moment and `moments` holds the total at each: "loss" (logits beside all saved
+    activations), "backward" (the last layer's working set beside them), "gradients" (the end of the backward, every
+    gradient there) and "optimizer_step".
     A GPU process takes `peak_reserved_bytes + context_bytes`; it fits within USABLE_FRACTION of `capacity_bytes`.
     """
 
@@ -82,24 +83,25 @@ class MemoryEstimate:
 
 def memory(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> MemoryEstimate:
     """The estimate for training `recipe` by `strategy` on `cluster`."""
-    shape = recipe.shape
-    parameters, gradients, optimizer = model_states(shape, strategy, recipe.precision)
+    shape, precision = recipe.shape, recipe.precision
+    parameters, gradients, optimizer = model_states(shape, strategy, precision)
+    standing = gradients if keeps_gradients(strategy) else 0
     saved, working_set = activations(recipe, strategy)
-    logits = loss_bytes(recipe, strategy)
-    buffers = communication_buffers(shape, strategy, recipe.precision)
-    moments = {
-        "loss": (saved, logits, buffers),
-        "backward": (saved + working_set, 0, buffers),
-        "optimizer_step": (0, 0, step_temporaries(shape, strategy, recipe.precision)),
+    buffers = communication_buffers(shape, strategy, precision)
+    moments = {  # gradients, activations, logits, buffers
+        "loss": (standing, saved, loss_bytes(recipe, strategy), buffers),
+        "backward": (standing, saved + working_set, 0, buffers),
+        "gradients": (gradients, working_set, 0, buffers),
+        "optimizer_step": (gradients, 0, 0, step_temporaries(shape, strategy, precision)),
     }
-    moment, (activations_bytes, logits_bytes, buffers_bytes) = max(moments.items(), key=lambda item: sum(item[1]))
-    states = parameters + gradients + optimizer
-    peak = states + activations_bytes + logits_bytes + buffers_bytes
+    moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
+    gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts
+    peak = parameters + optimizer + sum(parts)
     multi = cluster.world_size > 1
     context = _CPU_CONTEXT_BYTES if cluster.is_cpu else _CUDA_CONTEXT_BYTES + multi * _NCCL_BYTES
     return MemoryEstimate(
         parameters_bytes=parameters,
-        gradients_bytes=gradients,
+        gradients_bytes=gradients_bytes,
         optimizer_bytes=optimizer,
         activations_bytes=activations_bytes,
         logits_bytes=logits_bytes,
@@ -111,7 +113,7 @@ def memory(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> MemoryEstima
         host_bytes_per_node=host_bytes(shape, strategy, cluster),
         host_capacity_bytes=cluster.host_memory_bytes,
         peak_moment=moment,
-        moments={name: states + sum(parts) for name, parts in moments.items()},
+        moments={name: parameters + optimizer + sum(parts) for name, parts in moments.items()},
     )
 
 
@@ -146,6 +148,11 @@ def model_states(shape: Shape, strategy: Strategy, precision: str) -> tuple[int,
         if stage >= 2:
             gradients = 0  # each bucket's share goes to the host as it is reduced
     return parameters, gradients, optimizer
+
+
+def keeps_gradients(strategy: Strategy) -> bool:
+    """Whether gradients live on through the forward: sums of earlier micro steps, or stage 3's standing shard."""
+    return strategy.gradient_accumulation_steps > 1 or strategy.zero_stage == 3
 
 
 def layer_saved_elements(shape: Shape) -> int:
@@ -189,36 +196,42 @@ def loss_bytes(recipe: Recipe, strategy: Strategy) -> int:
 
 
 def communication_buffers(shape: Shape, strategy: Strategy, precision: str) -> int:
-    """Buckets and gathered parameters that live through forward and backward, in bytes.
+    """Buckets, gathered parameters and unsharded gradients that live through forward and backward, in bytes.
 
     Stages 1 and 2 hold two reduce buckets (overlapped) and the gradient of the largest module before it is copied
-    into one; a stage-1 run that accumulates flattens its fp32 gradients. Stage 3 holds two layers' parameters
-    (one live, one prefetched) with one layer's gradients, and the reduce bucket.
+    into one. Stage 3 holds the live parameters that emit() allows (ds_config/write.py), two buckets and the largest
+    module's gradient.
     """
-    if strategy.data_parallel_size == 1 and strategy.zero_stage == 0:
-        return 0
     width = element_bytes(precision)
-    bucket = strategy.reduce_bucket_size * width
-    if strategy.zero_stage == 0:
-        return min(_STAGE1_FLAT_ELEMENTS, shape.num_params) * width
-    if strategy.zero_stage == 1 and accumulation_bytes(strategy, precision) != width:
-        return min(_STAGE1_FLAT_ELEMENTS, shape.num_params) * FP32_BYTES
-    if strategy.zero_stage <= 2:
-        return 2 * bucket + shape.largest_layer_params * width
-    gathered = shape.largest_layer_params + min(strategy.reduce_bucket_size, shape.num_params)
-    return 2 * bucket + (gathered + shape.largest_layer_params) * width
+    buckets, module = 2 * strategy.reduce_bucket_size, shape.largest_layer_params
+    if strategy.zero_stage == 0 or strategy.data_parallel_size == 1:
+        return module * width
+    live = live_parameters(shape, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
+    return (live + buckets + module) * width
+
+
+def live_parameters(shape: Shape, prefetch: int) -> int:
+    """Parameters that stage 3 may hold gathered: the module at work, the next one, and what is prefetched."""
+    return 2 * shape.largest_layer_params + prefetch
 
 
 def step_temporaries(shape: Shape, strategy: Strategy, precision: str) -> int:
     """What the optimizer step adds to the model states, in bytes.
 
     Stages 1 to 3 copy the rank's gradients to fp32 for the master weights and gather the updated parameters in
-    buckets; torch's fused AdamW itself needs nothing. Offloaded, both stay on the host.
+    buckets; a 16-bit stage-1 run that accumulates flattens its fp32 gradients for the all-reduce. torch's fused AdamW
+    itself needs nothing. Offloaded, both stay on the host.
     """
-    if strategy.zero_stage == 0 or strategy.offload_optimizer == "cpu":
-        return 2 * strategy.allgather_bucket_size * element_bytes(precision)
-    P, W = shape.num_params, strategy.data_parallel_size
-    return P * FP32_BYTES // W + 2 * strategy.allgather_bucket_size * element_bytes(precision)
+    P, W, stage = shape.num_params, strategy.data_parallel_size, strategy.zero_stage
+    width = element_bytes(precision)
+    gathering = 2 * strategy.allgather_bucket_size * width
+    if stage == 0:
+        return min(_FLAT_ELEMENTS, P) * width if W > 1 else 0
+    if strategy.offload_optimizer == "cpu":
+        return gathering
+    if stage == 1 and accumulation_bytes(strategy, precision) != width:
+        return min(_FLAT_ELEMENTS, P) * FP32_BYTES
+    return P * FP32_BYTES // W + gathering
 
 
 def host_bytes(shape: Shape, strategy: Strategy, cluster: Cluster) -> int:

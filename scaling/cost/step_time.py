@@ -18,11 +18,14 @@ from scaling.units import SECONDS_PER_DAY
 _MATMUL_FRACTION = 0.92
 _ATTENTION_FRACTION = 0.64
 _BANDWIDTH_FRACTION = 0.39
+# A CPU's 16-bit elementwise kernels stay further below a plain copy: docs/log.md, 2026-11-24.
+_CPU_BANDWIDTH_FRACTION = 0.22
 # Assumed: communication hides behind this much of the arithmetic, and a tenth of it never does.
 _OVERLAP_FRACTION = 0.8
 _EXPOSED_FRACTION = 0.1
 # Assumed: kernel launches of one layer, forward and backward, when nothing else bounds it.
 _LAYER_OVERHEAD_S = 1.5e-4
+_CPU_LAYER_OVERHEAD_S = 1.5e-3  # Python, hooks and small kernels: docs/log.md, 2026-11-24
 # Assumed: host bandwidth of a two-socket node that the CPU optimizer shares, and PCIe 4.0 x16 one way per GPU.
 _HOST_BYTES_PER_S = 150e9
 _PCIE_BYTES_PER_S = 25e9
@@ -54,6 +57,8 @@ def step_time(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> TimeEstim
     tokens = strategy.micro_batch_size * T  # of one micro step on one rank
     width = element_bytes(recipe.precision)
 
+    overhead = _CPU_LAYER_OVERHEAD_S if cluster.is_cpu else _LAYER_OVERHEAD_S
+    bandwidth = gpu.memory_bytes_per_s * (_CPU_BANDWIDTH_FRACTION if cluster.is_cpu else _BANDWIDTH_FRACTION)
     ceiling = gpu.peak_flops(recipe.precision) * gpu.matmul_fraction
     attention_flops = 12 * shape.num_layers * shape.hidden_size * T * tokens
     if recipe.task == "causal-lm":
@@ -68,7 +73,7 @@ def step_time(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> TimeEstim
     # Every saved element is written and read forward, read and its gradient written backward.
     saved = tokens * shape.num_layers * layer_saved_elements(shape) * width
     moved = (4 + again) * saved + 3 * loss_bytes(recipe, strategy)
-    memory_bound = moved / (gpu.memory_bytes_per_s * _BANDWIDTH_FRACTION) + shape.num_layers * _LAYER_OVERHEAD_S
+    memory_bound = moved / bandwidth + shape.num_layers * overhead
 
     busy = steps * (compute + recompute + memory_bound)
     transfer = communication_bytes(recipe, strategy) / cluster.collective_bytes_per_s
@@ -81,7 +86,7 @@ def step_time(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> TimeEstim
         node_share = share * cluster.gpus_per_node
         optimizer = node_share * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
     else:
-        optimizer = share * (28 + width) / (gpu.memory_bytes_per_s * _BANDWIDTH_FRACTION)
+        optimizer = share * (28 + width) / bandwidth
 
     step_s = busy + communication + optimizer
     tokens_per_second = recipe.tokens_per_step / step_s

@@ -60,7 +60,7 @@ def prepare(recipe: Recipe, *, base: Path, cache: Path) -> Corpus:
     that cannot be read or makes no sample and for a cache that cannot be written, FileProblems for one that
     is damaged. All text is held in memory, also to find its key.
     """
-    texts = {sha256(text.encode()).digest(): text for text in documents(recipe.data.corpus, base)}
+    texts = {sha256(text.encode()).digest(): text for text in documents(recipe.data.corpus, base, cache)}
     order = sorted(texts)
     contents = {
         "format": _FORMAT,

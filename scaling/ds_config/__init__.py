@@ -3,7 +3,7 @@
 The only room that knows how DeepSpeed calls things; keys and defaults are those of deepspeed 0.19.8.
 """
 
-from scaling.ds_config.emit import emit
 from scaling.ds_config.read import load, reconcile, strategy_of
+from scaling.ds_config.write import emit
 
 __all__ = ["emit", "load", "reconcile", "strategy_of"]

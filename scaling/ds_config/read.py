@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaling.ds_config import emit as written
+from scaling.ds_config import write
 from scaling.errors import FileProblems, InputError, did_you_mean
 from scaling.files import read_text
 from scaling.recipe import Recipe
@@ -107,16 +107,18 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     problems = _contradictions(config, recipe, strategy)
     if strategy.zero_stage == 0 and recipe.precision != "fp32":
         problems.append(
-            f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8; use 1"
+            f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8"
         )
     if problems:
-        raise FileProblems("ds_config contradicts the recipe", problems, hint="the recipe decides: change one of the two")
+        raise FileProblems(
+            "ds_config contradicts the recipe", problems, hint="the recipe decides: change one of the two"
+        )
     ready = {key: value for key, value in config.items() if key not in ("scheduler", "train_batch_size")}
     ready |= {
         "gradient_accumulation_steps": steps,
         "gradient_clipping": recipe.gradient_clipping,
-        "optimizer": written.optimizer_block(recipe, strategy),
-        **written.precision_blocks(recipe.precision, strategy),
+        "optimizer": write.optimizer_block(recipe, strategy),
+        **write.precision_blocks(recipe.precision, strategy),
     }
     return ready, notes
 
@@ -124,9 +126,13 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
 def _accumulation(recipe: Recipe, micro_batch_size: int, world_size: int) -> int:
     rows = micro_batch_size * world_size
     if recipe.global_batch_size % rows:
-        fitting = [m for m in range(1, recipe.global_batch_size + 1) if recipe.global_batch_size % (m * world_size) == 0]
-        hint = f"micro batches that divide it on {world_size} ranks: {', '.join(map(str, fitting[:12]))}" if fitting else (
-            f"a global batch that {world_size} ranks divide"
+        fitting = [
+            m for m in range(1, recipe.global_batch_size + 1) if recipe.global_batch_size % (m * world_size) == 0
+        ]
+        hint = (
+            f"micro batches that divide it on {world_size} ranks: {', '.join(map(str, fitting[:12]))}"
+            if fitting
+            else (f"a global batch that {world_size} ranks divide")
         )
         raise InputError(
             "global_batch_size", recipe.global_batch_size,
@@ -144,8 +150,8 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
         problems.append(f"{stated}: the recipe trains in {recipe.precision}")
     expected = {
         "gradient_clipping": recipe.gradient_clipping,
-        "optimizer": written.optimizer_block(recipe, strategy),
-        "scheduler": written.scheduler_block(recipe),
+        "optimizer": write.optimizer_block(recipe, strategy),
+        "scheduler": write.scheduler_block(recipe),
         "train_batch_size": recipe.global_batch_size,
     }
     for key, ours in expected.items():
@@ -164,4 +170,3 @@ def _differences(path: str, theirs: Any, ours: Any) -> list[str]:
     if theirs == ours:
         return []
     return [f"{path}: {theirs!r} here, {ours!r} by the recipe"]
-

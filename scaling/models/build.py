@@ -48,3 +48,12 @@ def build(shape: Shape, *, dropout: float = 0.0, seed: int = 0) -> PreTrainedMod
                 **common,
             )
         )
+
+
+def prepare_for_use(model: PreTrainedModel) -> None:
+    """Sets what training leaves open and whoever loads the model relies on: the cache and the end of text."""
+    model.config.use_cache = True
+    if isinstance(model, GPT2LMHeadModel):
+        # Token 0 closes every document: scaling/data/tokenizer.py.
+        model.config.bos_token_id = model.config.eos_token_id = 0
+        model.generation_config.bos_token_id = model.generation_config.eos_token_id = 0

@@ -69,9 +69,7 @@ def recipe_for(
         global_batch_size=global_batch_size,
         num_steps=num_steps,
         optimizer=Optimizer(name="adamw", lr=entry.lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
-        schedule=Schedule(
-            name="cosine", warmup_steps=max(1, round(_WARMUP_FRACTION * num_steps)), min_lr_fraction=0.1
-        ),
+        schedule=Schedule(name="cosine", warmup_steps=max(1, round(_WARMUP_FRACTION * num_steps)), min_lr_fraction=0.1),
         precision=precision,
         gradient_clipping=1.0,
         evaluate_every_steps=500,
@@ -117,4 +115,3 @@ def _published_batch(entry: Entry, seq_length: int, world_size: int) -> tuple[in
     if batch != published:
         sentence = f"{sentence} ({published}), rounded up to a multiple of {world_size} ranks"
     return batch, sentence
-

@@ -178,7 +178,8 @@ def _remedies(recipe: Recipe, cluster: Cluster) -> tuple[str, ...]:
             candidate = _priced(adapted, next(_strategies(adapted, larger, *family)), larger)
             if candidate.memory.fits_device:
                 said = "" if batch == recipe.global_batch_size else f" and a global batch of {batch}"
-                need = f"{W} GPUs ({larger}){said}: {candidate.strategy}, {format_bytes(candidate.memory.total_bytes)} each"
+                each = format_bytes(candidate.memory.total_bytes)
+                need = f"{W} GPUs ({larger}){said}: {candidate.strategy}, {each} each"
                 return (need,) if candidate.memory.fits_host else (need, f"and {_host_need(candidate)} there")
     return ("nothing in reach of more nodes: choose a smaller model or GPUs with more memory",)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from scaling.errors import InputError
@@ -36,14 +37,21 @@ def comparison(run: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> Table:
     """`found` for people."""
-    shown = Table(title="predicted against measured", title_justify="left")
-    for column in ("quantity", "predicted", "measured", "predicted / measured", "measured how"):
-        shown.add_column(column, justify="left" if column in ("quantity", "measured how") else "right")
+    shown = Table(title="predicted against measured", title_justify="left", box=box.SIMPLE)
+    for column in ("", "predicted", "measured", "ratio"):
+        shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+    shown.add_column("measured how")
     for row in found["rows"]:
         size = format_bytes if row["quantity"].endswith("_bytes") else format_count
         predicted = size(row["predicted"]) if row["predicted"] is not None else "no plan"
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
-        shown.add_row(row["quantity"], predicted, size(row["measured"]), ratio, row["how"])
+        shown.add_row(
+            row["quantity"].removesuffix("_bytes").replace("_", " "),
+            predicted,
+            size(row["measured"]),
+            ratio,
+            row["how"],
+        )
     return shown
 
 

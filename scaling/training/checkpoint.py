@@ -67,8 +67,17 @@ def find(path: Path, field: str = "resume") -> Path:
         return path
     found = newest(path / "checkpoints") or newest(path)
     if found is None:
-        raise InputError(field, str(path), "holds no complete checkpoint", hint="name a run directory or its checkpoints/step_N")
+        raise InputError(
+            field, str(path), "holds no complete checkpoint", hint="name a run directory or its checkpoints/step_N"
+        )
     return found
+
+
+def to_resume(folder: Path, resume: str) -> Path | None:
+    """The checkpoint that --resume means: "auto" is the newest of the run, if any, "never" none, else a path."""
+    if resume == "never":
+        return None
+    return newest(folder / "checkpoints") if resume == "auto" else find(Path(resume))
 
 
 def read_state(checkpoint: Path) -> State:

@@ -51,10 +51,10 @@ class Training:
                 values = self.optimizer_step(watch_memory=self.step == first + 1)
                 elapsed_s = time.perf_counter() - started_at
                 self.step_seconds.append(elapsed_s)
-                self.report(values, elapsed_s)
                 last = self.step == self.stop_step
                 if last or self.step % recipe.evaluate_every_steps == 0:
-                    self.evaluate()
+                    values["validation_loss"] = self.evaluate()
+                self.report(values, elapsed_s)
                 if last or self.step % recipe.checkpoint_every_steps == 0:
                     checkpoint.save(self.engine, self.folder / "checkpoints", recipe, self.step, self.ranks)
         self.gauge.read()
@@ -122,14 +122,7 @@ class Training:
             sums += torch.stack([self.engine(**batch).double(), count_targets(batch).double()])
         self.engine.train()
         loss_sum, num_targets = ranks.summed(sums).tolist()
-        loss = loss_sum / num_targets
-        if self.metrics:
-            self.metrics.write({"step": self.step, "validation_loss": loss})
-        self.talk.say(
-            f"step {self.step}: validation loss {loss:.4f} nats per target "
-            f"(unigram entropy of the corpus {self.corpus.unigram_entropy_nats:.4f})"
-        )
-        return loss
+        return loss_sum / num_targets
 
     def report(self, values: dict[str, float], elapsed_s: float) -> None:
         """One line of metrics and of progress."""
@@ -147,17 +140,32 @@ class Training:
             self.metrics.write(line)
         left_s = (self.stop_step - self.step) * median(self.step_seconds[-20:])
         self.talk.step(line, self.stop_step, left_s)
+        if "validation_loss" in values:
+            self.talk.say(
+                f"step {self.step}: validation loss {values['validation_loss']:.4f} nats per target, "
+                f"unigram entropy {self.corpus.unigram_entropy_nats:.4f}"
+            )
         if not math.isfinite(values["loss"]):
             self.talk.say(f"warning: the loss of step {self.step} is {values['loss']}")
 
     def moved(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}
 
-    @property
-    def tokens_per_second(self) -> float:
-        """The median over steps; the first two carry allocation and measurement."""
-        settled = self.step_seconds[2:] or self.step_seconds
-        return self.recipe.tokens_per_step / median(settled)
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """What this run says about its plan: {quantity: {value, where the plan predicts it, how it was measured}}."""
+        settled = self.step_seconds[2:] or self.step_seconds  # the first two carry allocation and measurement
+        return {
+            "peak_allocated_bytes": {
+                "value": self.gauge.peak_allocated_bytes,
+                "predicted_in": "memory",
+                "how": self.gauge.how,
+            },
+            "tokens_per_second": {
+                "value": self.recipe.tokens_per_step / median(settled),
+                "predicted_in": "time",
+                "how": "median over steps from the third on, all ranks",
+            },
+        }
 
 
 def count_targets(batch: Batch) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _complete_environment() -> None:
     elif missing:
         raise ScaleError(
             f"environment: {', '.join(missing)} not set, though other launcher variables are",
-            hint="start with `deepspeed` or `torchrun`, or unset RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT",
+            hint=f"start with `deepspeed` or `torchrun`, or unset all of {', '.join(_LAUNCHER_VARIABLES)}",
         )
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,9 +1,9 @@
 """A run's directory: what was asked for, what happened, and the files that others read.
 
-    recipe.yaml  ds_config.json  plan.json   what was asked for
-    metrics.jsonl                            one line per optimizer step
-    measured.json                            what `scale report` holds against plan.json
-    checkpoints/  logs/rank_N.log
+recipe.yaml  ds_config.json  plan.json   what was asked for
+metrics.jsonl                            one line per optimizer step
+measured.json                            what `scale report` holds against plan.json
+checkpoints/  logs/rank_N.log
 """
 
 import contextlib
@@ -22,8 +22,14 @@ from scaling.files import write_folder
 from scaling.recipe import Recipe
 
 
-def open_run(folder: Path, recipe: Recipe, copies: dict[str, str]) -> None:
-    """Makes `folder` and writes recipe.yaml and `copies` (name -> text) into it; the first rank calls it."""
+def prepare(folder: Path, recipe: Recipe, copies: dict[str, str], *, anew: bool) -> list[str]:
+    """Makes `folder` and writes recipe.yaml and `copies` (name -> text) into it; the first rank calls it.
+
+    `anew` first moves an earlier life of the run aside. Returns sentences to say.
+    """
+    notes = []
+    if anew and (aside := set_aside(folder)):
+        notes.append(f"the earlier run was moved to {aside}")
     texts = {"recipe.yaml": recipes.dump(recipe), **copies}
     # A plan's own folder may be the run's: what stands there already, with its comments, stays.
     texts = {name: text for name, text in texts.items() if not _says_the_same(folder / name, text)}
@@ -33,6 +39,7 @@ def open_run(folder: Path, recipe: Recipe, copies: dict[str, str]) -> None:
         (folder / "logs").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError("run_dir", str(folder), f"cannot be written: {error.strerror}") from None
+    return notes
 
 
 def _says_the_same(path: Path, text: str) -> bool:

@@ -85,9 +85,7 @@ def test_validation_is_in_order_and_the_same_at_every_step():
         again = split.batch(range(NUM_SAMPLES, 2 * NUM_SAMPLES))
         assert all(torch.equal(first[name], again[name]) for name in first)
         kept = first["labels"][:, 0] == IGNORED if split.task == "masked-lm" else slice(None)
-        assert (
-            first["input_ids"][kept, 0].tolist() == torch.arange(10, 10 + NUM_SAMPLES * T, T)[kept].tolist()
-        )
+        assert first["input_ids"][kept, 0].tolist() == torch.arange(10, 10 + NUM_SAMPLES * T, T)[kept].tolist()
 
 
 def test_masking_is_80_10_10_over_exactly_15_percent_of_ordinary_tokens(embedded):
@@ -134,8 +132,6 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_th
         "data_parallel_size": 3,
         "gradient_accumulation_steps": 8,
     }
-    with pytest.raises(
-        InputError, match="100 is not a multiple of data parallel 3 x accumulation 8"
-    ) as caught:
+    with pytest.raises(InputError, match="100 is not a multiple of data parallel 3 x accumulation 8") as caught:
         micro_batch_indices(global_batch_size=100, **layout)
     assert caught.value.hint == "120 is, and 96"

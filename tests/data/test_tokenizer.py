@@ -9,10 +9,7 @@ from scaling.errors import InputError
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 3, "It's 10 o'clock,\n\tand all's well.\n" * 3]
 BPE = tokenizer.train(TEXTS, 320)
-HARD = (
-    "it 's a , b . a  b\r\n\t\u6f22\u5b57 na\u00efve \U0001f642 <|endoftext|><|mask|> \u200d\ufeff\x00 "
-    + "- " * 40
-)
+HARD = "it 's a , b . a  b\r\n\t\u6f22\u5b57 na\u00efve \U0001f642 <|endoftext|><|mask|> \u200d\ufeff\x00 " + "- " * 40
 
 
 @settings(max_examples=200, deadline=None)

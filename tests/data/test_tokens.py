@@ -38,9 +38,7 @@ def test_the_counts_are_those_of_the_text(embedded):
     from transformers import AutoTokenizer
 
     ids = stream(embedded)
-    text = AutoTokenizer.from_pretrained(embedded.tokenizer_dir).decode(
-        ids.tolist(), skip_special_tokens=True
-    )
+    text = AutoTokenizer.from_pretrained(embedded.tokenizer_dir).decode(ids.tolist(), skip_special_tokens=True)
     assert len(text.encode()) == embedded.num_bytes
     assert (ids == END_OF_TEXT_ID).sum() == embedded.num_documents
     assert len(ids) == embedded.num_tokens
@@ -77,9 +75,7 @@ def test_validation_is_the_end_of_a_single_file(recipe_of, tmp_path, text_file):
     assert np.array_equal(corpus.validation.tokens, stream(corpus)[-len(corpus.validation.tokens) :])
 
 
-def test_a_second_call_takes_what_the_first_built_for_either_task(
-    recipe_of, tmp_path, text_file, monkeypatch
-):
+def test_a_second_call_takes_what_the_first_built_for_either_task(recipe_of, tmp_path, text_file, monkeypatch):
     cache = tmp_path / "deep" / "cache"
     first = data.prepare(recipe_of(corpus=text_file), base=tmp_path, cache=cache)
     monkeypatch.setattr(tokens, "_build", lambda *_: pytest.fail("built again"))
@@ -140,9 +136,7 @@ def test_a_builder_that_loses_the_race_uses_the_winners_folder(recipe_of, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "meta.json", "tokenizer/tokenizer.json"])
-def test_a_truncated_or_missing_file_is_refused_with_the_folder_to_delete(
-    recipe_of, tmp_path, text_file, name
-):
+def test_a_truncated_or_missing_file_is_refused_with_the_folder_to_delete(recipe_of, tmp_path, text_file, name):
     recipe, cache = recipe_of(corpus=text_file), tmp_path / "cache"
     folder = data.prepare(recipe, base=tmp_path, cache=cache).tokenizer_dir.parent
     content = (folder / name).read_bytes()

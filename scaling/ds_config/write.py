@@ -6,6 +6,7 @@ ours. Defaults are not relied on: gradient_clipping became 1.0 in 0.19.3, offloa
 
 from typing import Any
 
+from scaling.cost.memory import live_parameters
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 
@@ -74,7 +75,7 @@ def zero_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
             "stage3_prefetch_bucket_size": strategy.reduce_bucket_size,
             # Biases and norms (at most 4 D elements each in these models) stay whole: too small to gather.
             "stage3_param_persistence_threshold": 10 * shape.hidden_size,
-            "stage3_max_live_parameters": 2 * shape.largest_layer_params + strategy.reduce_bucket_size,
+            "stage3_max_live_parameters": live_parameters(shape, strategy.reduce_bucket_size),
             "stage3_max_reuse_distance": 0,  # release after forward; the default keeps 1e9 parameters gathered
             "stage3_gather_16bit_weights_on_model_save": True,
         }

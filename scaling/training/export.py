@@ -1,0 +1,96 @@
+"""A checkpoint as a transformers directory: config.json, model.safetensors and the tokenizer."""
+
+import contextlib
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling import models
+from scaling.errors import InputError
+from scaling.recipe import Recipe
+from scaling.training import checkpoint
+
+_WRAPPED = "model."  # models.WithLoss holds the transformers model under this name
+
+
+def export(run: Path, out: Path) -> Path:
+    """Writes the newest checkpoint of `run` (or the one that `run` is) to `out`, in fp32, and returns `out`.
+
+    `out` must not exist or be empty; it appears whole or not at all.
+    """
+    source = checkpoint.find(run, "run")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("out", str(out), "exists and is not an empty folder")
+    tokenizer = source.parent.parent / "tokenizer"
+    if not tokenizer.is_dir():
+        raise InputError("run", str(run), f"has no tokenizer: {tokenizer} is missing")
+    recipe = Recipe.model_validate(checkpoint.read_state(source).recipe)
+    model = models.build(recipe.shape, seed=recipe.seed)
+    _load(model, _weights(source))
+    models.prepare_for_use(model)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            built = Path(scratch) / "model"
+            model.save_pretrained(built)
+            shutil.copytree(tokenizer, built, dirs_exist_ok=True)
+            if out.exists():
+                out.rmdir()
+            built.rename(out)
+    except OSError as error:
+        raise InputError("out", str(out), f"cannot be written: {error.strerror or error}") from None
+    return out
+
+
+def _weights(source: Path) -> dict[str, torch.Tensor]:
+    """The fp32 weights of a checkpoint by name; from stage 1 they are the master copy, put together from its shards."""
+    state = checkpoint.read_state(source)
+    if state.zero_stage == 3:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars and banners
+            return get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
+    model_states = _read(source / "mp_rank_00_model_states.pt")
+    if state.zero_stage == 0:
+        return model_states["module"]
+    return _merged(source, model_states["param_shapes"], state.world_size)
+
+
+def _merged(source: Path, shapes: list[dict[str, torch.Size]], world_size: int) -> dict[str, torch.Tensor]:
+    """Stages 1 and 2: each parameter group is one flat vector, cut into a piece per rank, padded at the end.
+
+    DeepSpeed's own zero_to_fp32 refuses what its BF16_Optimizer writes, though the layout is the same (0.19.8).
+    """
+    shards = []
+    for rank in range(world_size):
+        (path,) = source.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        shards.append(_read(path)["optimizer_state_dict"]["single_partition_of_fp32_groups"])
+    weights = {}
+    for group, named in enumerate(shapes):
+        flat = torch.cat([shard[group].flatten() for shard in shards])
+        start = 0
+        for name, shape in named.items():
+            weights[name] = flat[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+    return weights
+
+
+def _read(path: Path) -> dict[str, Any]:
+    # DeepSpeed pickles its own classes into these files, so loading one runs code: only our own run's are read.
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _load(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Every weight of the model from the checkpoint and none left over, tied ones apart."""
+    found = {name.removeprefix(_WRAPPED): weight for name, weight in weights.items()}
+    result = model.load_state_dict(found, strict=False)
+    tied = set(model.all_tied_weights_keys)
+    missing = [name for name in result.missing_keys if name not in tied]
+    if missing or result.unexpected_keys:
+        raise InputError(
+            "run", "checkpoint", f"does not match its model: missing {missing}, unexpected {result.unexpected_keys}"
+        )
