@@ -11,15 +11,22 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaling import ds_config, registry
 from scaling import recipe as recipes
 from scaling.errors import InputError, ScaleError
 from scaling.files import read_text, write_folder
 from scaling.recipe import Recipe
+from scaling.report import comparison, table
 from scaling.strategy import Strategy
+
+if TYPE_CHECKING:
+    from scaling.data import Corpus
+    from scaling.training.progress import Talk
+    from scaling.training.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,46 +94,56 @@ def parse(argv: Sequence[str] | None = None) -> Request:
 
 
 def run(request: Request) -> None:
-    """Joins the other ranks, assembles the run and trains it."""
+    """Checks what needs torch to check, joins the other ranks, and trains. Nothing is written before all is checked."""
     recipe = request.recipe
     strategy = ds_config.strategy_of(request.config, recipe, request.world_size)
     config, notes = ds_config.reconcile(request.config, recipe, strategy)
 
-    from scaling.training import ranks, run
+    from scaling import data
+    from scaling.training import checkpoint, ranks, run
+    from scaling.training.progress import Talk
 
-    folder, is_first = request.run_dir, os.environ.get("RANK", "0") == "0"
-    if is_first:
+    folder = request.run_dir
+    resume_from = checkpoint.to_resume(folder, request.resume)
+    if resume_from:
+        checkpoint.require_match(resume_from, recipe, strategy)
+    cache = Path(os.environ.get("SCALE_CACHE") or Path.home() / ".cache" / "deepspeed-scaling")
+    prepared = partial(data.prepare, recipe, base=request.recipe_path.parent, cache=cache)
+    # The first rank of each node builds the corpus; the others find it built when the barrier opens.
+    corpus = prepared() if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    if os.environ.get("RANK", "0") == "0":
         notes += run.prepare(folder, recipe, _copies(request), anew=request.resume == "never")
     here = ranks.join()
-    here.barrier()  # the folders are there
+    here.barrier()
     with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
         try:
-            _train(request, strategy, config, notes, here, stream)
+            talk = Talk(stream, speaks=here.is_first)
+            for note in notes:
+                talk.say(note)
+            _train(request, strategy, config, corpus or prepared(), resume_from, here, talk)
         finally:
             ranks.leave()
 
 
 def _train(
-    request: Request, strategy: Strategy, config: dict[str, Any], notes: list[str], here: Any, stream: Any
+    request: Request,
+    strategy: Strategy,
+    config: dict[str, Any],
+    corpus: "Corpus",
+    resume_from: Path | None,
+    here: "Ranks",
+    talk: "Talk",
 ) -> None:
-    from scaling.report import comparison, table
     from scaling.training import checkpoint
     from scaling.training.engine import make_engine
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
-    from scaling.training.progress import Talk
     from scaling.training.run import Metrics
 
-    recipe, folder = request.recipe, request.run_dir
-    talk = Talk(stream, speaks=here.is_first)
-    for note in notes:
-        talk.say(note)
-    resume_from = checkpoint.to_resume(folder, request.resume)
-    corpus = _prepared(recipe, request.recipe_path.parent, here)
+    recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
     engine = make_engine(recipe, config, checkpoint_activations=strategy.activation_checkpointing == "full")
-    step = checkpoint.load(engine, resume_from, recipe, here) if resume_from else 0
+    step = checkpoint.load(engine, resume_from) if resume_from else 0
     stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
-    shape = recipe.shape
     talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
     talk.say(strategy.batch_equation)
     talk.say(
@@ -137,9 +154,10 @@ def _train(
     if step >= stop:
         talk.say(f"already at step {step} of {stop}: nothing to do")
         return
+    metrics = None
     if here.is_first:
         shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
-    metrics = Metrics(folder / "metrics.jsonl", resumed_step=step) if here.is_first else None
+        metrics = Metrics(folder / "metrics.jsonl", resumed_step=step)
     training = Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
         metrics=metrics, gauge=MemoryGauge(here.device), step=step, stop_step=stop,
@@ -157,19 +175,6 @@ def _copies(request: Request) -> dict[str, str]:
     if request.plan:
         copies["plan.json"] = json.dumps(request.plan, indent=2) + "\n"
     return copies
-
-
-def _prepared(recipe: Recipe, base: Path, here: Any) -> Any:
-    """The corpus: built by the first rank of each node, loaded by the others."""
-    from scaling import data
-
-    cache = Path(os.environ.get("SCALE_CACHE") or Path.home() / ".cache" / "deepspeed-scaling")
-    if here.local_rank == 0:
-        corpus = data.prepare(recipe, base=base, cache=cache)
-        here.barrier()
-        return corpus
-    here.barrier()
-    return data.prepare(recipe, base=base, cache=cache)
 
 
 def _plan(path: Path) -> dict[str, Any]:

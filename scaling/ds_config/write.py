@@ -46,9 +46,16 @@ def precision_blocks(precision: str, strategy: Strategy) -> dict[str, Any]:
             "consecutive_hysteresis": False,
             "min_loss_scale": 1,
         }
-    summed = "fp32" if strategy.gradient_accumulation_steps > 1 else precision
-    blocks["data_types"] = {"grad_accum_dtype": summed}
+    blocks["data_types"] = {"grad_accum_dtype": grad_accum_dtype(precision, strategy)}
     return blocks
+
+
+def grad_accum_dtype(precision: str, strategy: Strategy) -> str:
+    """fp32 where micro steps are summed, so that their number does not show; a single one keeps its own width.
+
+    At stage 1 in bf16 this also decides DeepSpeed's optimizer class, and so what its checkpoints look like.
+    """
+    return "fp32" if strategy.gradient_accumulation_steps > 1 else precision
 
 
 def zero_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:

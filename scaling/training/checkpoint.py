@@ -11,13 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import InputError, ScaleError
+from scaling.ds_config import grad_accum_dtype
+from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.files import read_text
 from scaling.recipe import Recipe
+from scaling.strategy import Strategy
 from scaling.training.ranks import Ranks
 
 _STATE = "state.json"
 _PARTIAL = "partial"
+# What may change between two lives of a run without changing its loss.
+_FREE = {"evaluate_every_steps", "checkpoint_every_steps", "name"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +31,11 @@ class State:
     step: int
     world_size: int
     zero_stage: int
-    precision: str
+    grad_accum_dtype: str
     recipe: dict[str, Any]
 
 
-def save(engine: Any, folder: Path, recipe: Recipe, step: int, ranks: Ranks) -> Path:
+def save(engine: Any, folder: Path, recipe: Recipe, strategy: Strategy, step: int, ranks: Ranks) -> Path:
     """Writes `folder`/step_N on all ranks and points `folder`/latest at it."""
     final, partial = folder / f"step_{step:06d}", folder / _PARTIAL
     if ranks.is_first:
@@ -43,8 +47,8 @@ def save(engine: Any, folder: Path, recipe: Recipe, step: int, ranks: Ranks) -> 
         state = State(
             step=step,
             world_size=ranks.world_size,
-            zero_stage=engine.zero_optimization_stage(),
-            precision=recipe.precision,
+            zero_stage=strategy.zero_stage,
+            grad_accum_dtype=grad_accum_dtype(recipe.precision, strategy),
             recipe=recipe.model_dump(mode="json"),
         )
         _write(partial / _STATE, json.dumps(asdict(state), indent=2))
@@ -87,38 +91,35 @@ def read_state(checkpoint: Path) -> State:
         raise InputError("resume", str(checkpoint), f"has an unreadable {_STATE}: {error}") from None
 
 
-def load(engine: Any, checkpoint: Path, recipe: Recipe, ranks: Ranks) -> int:
-    """Restores `engine` and returns the step reached. Raises ScaleError naming what does not match."""
+def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
+    """Raises ScaleError naming every way in which `checkpoint` is not of this recipe and layout."""
     state = read_state(checkpoint)
     now = {
-        "world size": (state.world_size, ranks.world_size),
-        "ZeRO stage": (state.zero_stage, engine.zero_optimization_stage()),
-        "precision": (state.precision, recipe.precision),
+        "world size": (state.world_size, strategy.data_parallel_size),
+        "ZeRO stage": (state.zero_stage, strategy.zero_stage),
+        "summing gradients in": (state.grad_accum_dtype, grad_accum_dtype(recipe.precision, strategy)),
     }
-    for name, (then, wanted) in now.items():
-        if then != wanted:
-            raise ScaleError(f"resume: {checkpoint} was written with {name} {then}, this run has {wanted}",
-                             hint=f"resume with {name} {then}")  # fmt: skip
-    _require_same_recipe(state, recipe, checkpoint)
+    problems = [f"{name} {then} then, {wanted} now" for name, (then, wanted) in now.items() if then != wanted]
+    fields = recipe.model_dump(mode="json")
+    problems += [
+        f"recipe {key}: {state.recipe.get(key)!r} then, {fields[key]!r} now"
+        for key in fields
+        if key not in _FREE and state.recipe.get(key) != fields[key]
+    ]
+    if problems:
+        raise FileProblems(
+            f"resume: {checkpoint}",
+            problems,
+            hint="resume as it was, or start anew: --resume never, or another --run_dir",
+        )
+
+
+def load(engine: Any, checkpoint: Path) -> int:
+    """Restores `engine` on all ranks and returns the step reached; `require_match` came before."""
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if loaded is None:
         raise ScaleError(f"resume: DeepSpeed found nothing to load in {checkpoint}")
-    return state.step
-
-
-# What may change between two lives of a run without changing its loss.
-_FREE = {"evaluate_every_steps", "checkpoint_every_steps", "name"}
-
-
-def _require_same_recipe(state: State, recipe: Recipe, checkpoint: Path) -> None:
-    now = recipe.model_dump(mode="json")
-    changed = [f"{key}: {state.recipe.get(key)!r} then, {now[key]!r} now"
-               for key in now if key not in _FREE and state.recipe.get(key) != now[key]]  # fmt: skip
-    if changed:
-        raise ScaleError(
-            "resume: the recipe is not the one of " + "\n  ".join([str(checkpoint), *changed]),
-            hint="resume with the old recipe, or start anew with --resume never or another --run_dir",
-        )
+    return read_state(checkpoint).step
 
 
 def _write(path: Path, text: str) -> None:

@@ -56,8 +56,11 @@ class Training:
                     values["validation_loss"] = self.evaluate()
                 self.report(values, elapsed_s)
                 if last or self.step % recipe.checkpoint_every_steps == 0:
-                    checkpoint.save(self.engine, self.folder / "checkpoints", recipe, self.step, self.ranks)
+                    self.save()
         self.gauge.read()
+
+    def save(self) -> None:
+        checkpoint.save(self.engine, self.folder / "checkpoints", self.recipe, self.strategy, self.step, self.ranks)
 
     def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, float]:
         """One optimizer step on the next global batch; its loss, learning rate and gradient norm."""

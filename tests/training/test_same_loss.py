@@ -1,0 +1,89 @@
+"""The sentence that the project stands on: a plan never changes the loss."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scaling import data, models
+from scaling.training.engine import parameter_groups
+from scaling.training.schedule import learning_rate
+from tests.training.runs import layout, run, tiny_recipe
+
+# Every stage, one and two ranks, with and without accumulation and activation checkpointing.
+LAYOUTS = {
+    "1 rank, stage 0": layout(1, 0, micro=8),
+    "1 rank, stage 0, accumulation 4, checkpointing": layout(1, 0, micro=2, checkpointing="full"),
+    "1 rank, stage 3, accumulation 2": layout(1, 3, micro=4),
+    "2 ranks, stage 0": layout(2, 0),
+    "2 ranks, stage 0, accumulation 4": layout(2, 0, micro=1),
+    "2 ranks, stage 1": layout(2, 1),
+    "2 ranks, stage 1, accumulation 2, checkpointing": layout(2, 1, micro=2, checkpointing="full"),
+    "2 ranks, stage 2, accumulation 4": layout(2, 2, micro=1),
+    "2 ranks, stage 2, checkpointing": layout(2, 2, checkpointing="full"),
+    "2 ranks, stage 3": layout(2, 3),
+    "2 ranks, stage 3, accumulation 4, checkpointing": layout(2, 3, micro=1, checkpointing="full"),
+}
+
+
+def reference(recipe, tmp_path):
+    """The same run in plain torch: the whole batch at once, transformers' logits, torch's AdamW and clipping.
+
+    Returns (losses, gradient norms, validation loss after the last step).
+    """
+    corpus = data.prepare(recipe, base=tmp_path, cache=tmp_path / "cache")
+    model = models.build(recipe.shape, seed=recipe.seed)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, recipe.optimizer.weight_decay), betas=recipe.optimizer.betas, eps=recipe.optimizer.eps
+    )
+
+    def mean_loss(batch):
+        logits = model(input_ids=batch["input_ids"]).logits
+        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+    losses, norms = [], []
+    for step in range(recipe.num_steps):
+        first = step * recipe.global_batch_size
+        loss = mean_loss(corpus.train.batch(range(first, first + recipe.global_batch_size)))
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clipping)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step + 1)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    with torch.no_grad():
+        validation = mean_loss(corpus.validation.batch(range(corpus.validation.num_samples)))
+    return losses, norms, float(validation)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_every_layout_gives_the_losses_of_a_plain_torch_loop(family, tmp_path):
+    recipe = tiny_recipe(tmp_path, family=family, num_steps=6)
+    losses, norms, validation = reference(recipe, tmp_path)
+    assert losses[-1] < losses[0] - 0.3  # it learns, so that a frozen model would not pass
+    assert min(norms) > recipe.gradient_clipping  # it clips
+    layouts = LAYOUTS if family == "gpt2" else dict(list(LAYOUTS.items())[1::3])
+    for name, strategy in layouts.items():
+        lines = run(tmp_path / name.replace(",", "").replace(" ", "_"), recipe, strategy)
+        assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-5), name
+        assert [line["grad_norm"] for line in lines] == pytest.approx(norms, rel=1e-4), name
+        assert lines[-1]["validation_loss"] == pytest.approx(validation, rel=1e-5), name
+
+
+def test_bf16_losses_agree_between_stages_and_splits_to_bf16_rounding(tmp_path):
+    recipe = tiny_recipe(tmp_path, precision="bf16")
+    runs = {
+        name: [line["loss"] for line in run(tmp_path / str(number), recipe, strategy)]
+        for number, (name, strategy) in enumerate(
+            {
+                "1 rank, stage 1": layout(1, 1, micro=8),
+                "2 ranks, stage 1, accumulation 4": layout(2, 1, micro=1),
+                "2 ranks, stage 2, accumulation 2": layout(2, 2, micro=2),
+                "2 ranks, stage 3, accumulation 4": layout(2, 3, micro=1),
+            }.items()
+        )
+    }
+    first, *others = runs.values()
+    assert first[-1] < first[0] - 0.3
+    for other in others:
+        assert other == pytest.approx(first, rel=2e-3)  # a bf16 number carries 8 bits, 4e-3
