@@ -103,6 +103,7 @@ def run(request: Request) -> None:
     from scaling.training import checkpoint, ranks, run
     from scaling.training.progress import Talk
 
+    ranks.complete_environment()
     folder = request.run_dir
     resume_from = checkpoint.to_resume(folder, request.resume)
     if resume_from:
@@ -110,8 +111,8 @@ def run(request: Request) -> None:
     cache = Path(os.environ.get("SCALE_CACHE") or Path.home() / ".cache" / "deepspeed-scaling")
     prepared = partial(data.prepare, recipe, base=request.recipe_path.parent, cache=cache)
     # The first rank of each node builds the corpus; the others find it built when the barrier opens.
-    corpus = prepared() if os.environ.get("LOCAL_RANK", "0") == "0" else None
-    if os.environ.get("RANK", "0") == "0":
+    corpus = prepared() if os.environ["LOCAL_RANK"] == "0" else None
+    if os.environ["RANK"] == "0":
         notes += run.prepare(folder, recipe, _copies(request), anew=request.resume == "never")
     here = ranks.join()
     here.barrier()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.ds_config import write
-from scaling.errors import FileProblems, InputError, did_you_mean
+from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
 from scaling.files import read_text
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy, bucket_size
@@ -57,7 +57,7 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise InputError("zero_optimization", zero, "is not an object", hint='write {"stage": 2}')
-    stage = _integer(zero, "stage", "zero_optimization.stage", least=0)
+    stage = _integer(zero, "stage", "zero_optimization.stage", least=0, default=0)
     if stage > 3:
         raise InputError("zero_optimization.stage", stage, "is not a ZeRO stage", hint="0, 1, 2 or 3")
     micro = _integer(config, "train_micro_batch_size_per_gpu", "train_micro_batch_size_per_gpu")
@@ -84,7 +84,7 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
 def _integer(block: dict[str, Any], key: str, field: str, *, least: int = 1, default: int | None = None) -> int:
     value = block.get(key, default)
     if value is None:
-        raise InputError(field, None, "is missing from the ds_config", hint=f'write "{key}": {max(least, 1)}')
+        raise ScaleError(f"{field}: missing from the ds_config", hint=f'write "{key}": {max(least, 1)}')
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(field, value, f"is not a whole number of at least {least}")
     return value

@@ -4,7 +4,7 @@ Covers ZeRO 0 to 3, optimizer offload to the CPU, activation checkpointing none 
 global batch into micro batch and accumulation. Tensor, pipeline, sequence and expert parallel sizes are 1.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby, product
 from math import ceil
@@ -24,7 +24,14 @@ _TIE_FRACTION = 0.02
 _Family = tuple[int, Offload, Checkpointing]
 
 
-def search(recipe: Recipe, cluster: Cluster, *, assumptions: Iterable[str] = (), top: int = 5) -> Plan:
+def search(
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    assumptions: Iterable[str] = (),
+    top: int = 5,
+    zero_stages: Collection[int] = range(4),
+) -> Plan:
     """The plan for `recipe` on `cluster`; `fits` is False where nothing does, with remedies.
 
     Raises InputError where no strategy is legal: a batch that does not divide, a precision the GPU lacks.
@@ -34,7 +41,7 @@ def search(recipe: Recipe, cluster: Cluster, *, assumptions: Iterable[str] = (),
     rejected: list[Rejection] = []
     fitting: list[Candidate] = []
     short: list[Candidate] = []
-    for family in _families(cluster):
+    for family in _families(cluster, zero_stages):
         reason = _illegal(recipe, cluster, *family)
         if reason:
             rejected.append(Rejection(strategy=family_name(*family), reason=reason))
@@ -60,10 +67,10 @@ def search(recipe: Recipe, cluster: Cluster, *, assumptions: Iterable[str] = (),
     )
 
 
-def _families(cluster: Cluster) -> Iterator[_Family]:
+def _families(cluster: Cluster, zero_stages: Collection[int] = range(4)) -> Iterator[_Family]:
     offloads: tuple[Offload, ...] = ("none",) if cluster.is_cpu else ("none", "cpu")
     checkpointings: tuple[Checkpointing, ...] = ("none", "full")
-    yield from product(range(4), offloads, checkpointings)
+    yield from product(zero_stages, offloads, checkpointings)
 
 
 def _illegal(recipe: Recipe, cluster: Cluster, stage: int, offload: Offload, _: Checkpointing) -> str:

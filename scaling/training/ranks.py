@@ -45,14 +45,13 @@ class Ranks:
 
 
 def join() -> Ranks:
-    """Joins the process group that the launcher prepared, through DeepSpeed; a lone process makes its own.
+    """Joins the process group of `complete_environment`, through DeepSpeed.
 
     On a CPU nothing is compiled: DeepSpeed's shared-memory all-reduce is switched off in the table that it asks
     before building (deepspeed 0.19.8, comm/torch.py:build_shm_op). Otherwise the first start compiles for a minute,
     a killed one leaves a lock on which every later start waits for ever, and under the deepspeed launcher each rank
     leaves 69 MB in /dev/shm.
     """
-    _complete_environment()
     import deepspeed
     import deepspeed.ops
 
@@ -77,7 +76,8 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _complete_environment() -> None:
+def complete_environment() -> None:
+    """Makes a lone process a group of one. Raises ScaleError where a launcher's environment is cut short."""
     missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
     if len(missing) == len(_LAUNCHER_VARIABLES):
         with socket.socket() as probe:

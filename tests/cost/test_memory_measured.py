@@ -1,0 +1,45 @@
+"""The estimate against the tensors of real engine steps on real ranks.
+
+The gauge counts every live tensor of the second optimizer step (torch's MemTracker); docs/log.md has the wider grid.
+"""
+
+import json
+
+import pytest
+
+from scaling import cost, hardware, registry
+from scaling.recipe import EMBEDDED_CORPUS, model_of
+from tests.training.runs import layout, run, tiny_recipe
+
+RUNS = {
+    "fp32, 1 rank, stage 0": ("gpt-demo", "fp32", layout(1, 0, micro=8)),
+    "bf16, stage 1, accumulation": ("gpt-demo", "bf16", layout(2, 1, micro=4, batch=16)),
+    "bf16, stage 1": ("gpt-demo", "bf16", layout(2, 1, micro=8, batch=16)),
+    "bf16, stage 2, accumulation": ("gpt-demo", "bf16", layout(2, 2, micro=4, batch=16)),
+    "bf16, stage 2, checkpointing": ("gpt-demo", "bf16", layout(2, 2, micro=16, batch=32, checkpointing="full")),
+    "bf16, stage 3": ("gpt-demo", "bf16", layout(2, 3, micro=8, batch=16)),
+    "bf16, stage 3, accumulation, checkpointing": (
+        "gpt-demo", "bf16", layout(2, 3, micro=16, batch=64, checkpointing="full"),
+    ),
+    "BERT, bf16, stage 2": ("bert-demo", "bf16", layout(2, 2, micro=16, batch=32)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_predicted_peak_is_within_an_eighth_of_the_measured_one(name, tmp_path):
+    model, precision, strategy = RUNS[name]
+    shape = registry.find(model).shape
+    recipe = tiny_recipe(
+        tmp_path,
+        model=model_of(shape),
+        task="causal-lm" if shape.family == "gpt2" else "masked-lm",
+        data={"corpus": [EMBEDDED_CORPUS], "seq_length": 128, "validation_fraction": 0.05},
+        global_batch_size=strategy.global_batch_size,
+        precision=precision,
+    )
+    run(tmp_path / "run", recipe, strategy, "--max_steps", "2")
+    measured = json.loads((tmp_path / "run" / "measured.json").read_text())["peak_allocated_bytes"]["value"]
+    cluster, _ = hardware.cluster_of("cpu", strategy.data_parallel_size, 1, None, None)
+    predicted = cost.memory(recipe, strategy, cluster).peak_allocated_bytes
+    print(f"{name}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {predicted / measured:.3f}")  # noqa: T201
+    assert predicted == pytest.approx(measured, rel=1 / 8)

@@ -1,0 +1,49 @@
+"""The summed loss against transformers' own, for the same weights."""
+
+import pytest
+import torch
+
+from scaling import models, registry
+from scaling.models.loss import IGNORED
+
+
+@pytest.mark.parametrize("name", ["gpt-demo", "bert-demo"])
+def test_the_sum_over_targets_is_transformers_mean_times_their_number(name):
+    shape = registry.find(name).shape
+    model = models.build(shape, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, shape.vocab_size, (3, 16), generator=generator)
+    labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.3, ids, IGNORED)
+    ours = models.WithLoss(model)(input_ids=ids, labels=labels)
+    # BertForMaskedLM compares logits and labels position by position; GPT2LMHeadModel shifts, unless told the shift.
+    shift = {"shift_labels": labels} if shape.family == "gpt2" else {}
+    mean = model(input_ids=ids, labels=labels, **shift).loss
+    assert float(ours.detach()) == pytest.approx(float(mean.detach()) * int((labels != IGNORED).sum()), rel=1e-5)
+
+
+def test_a_batch_without_targets_costs_nothing_and_still_has_a_gradient():
+    model = models.WithLoss(models.build(registry.find("bert-demo").shape))
+    ids = torch.zeros(2, 8, dtype=torch.long)
+    loss = model(input_ids=ids, labels=torch.full_like(ids, IGNORED))
+    assert float(loss.detach()) == 0
+    loss.backward()
+
+
+@pytest.mark.parametrize("name", ["gpt-demo", "bert-demo"])
+def test_a_seed_is_a_model_and_building_it_leaves_the_callers_random_state(name):
+    shape = registry.find(name).shape
+    before = torch.get_rng_state()
+    first, second, other = (models.build(shape, seed=seed).state_dict() for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_gpt2s_output_projections_start_smaller_by_the_depth():
+    """Radford et al. 2019, 2.3: residual layers are scaled by 1 / sqrt(N), N being 2 L here."""
+    shape = registry.find("gpt-demo").shape
+    state = models.build(shape, seed=0).state_dict()
+    expected = 0.02 / (2 * shape.num_layers) ** 0.5
+    for name in ("attn.c_proj", "mlp.c_proj"):
+        assert float(state[f"transformer.h.0.{name}.weight"].std()) == pytest.approx(expected, rel=0.03)
+    assert float(state["transformer.h.0.mlp.c_fc.weight"].std()) == pytest.approx(0.02, rel=0.03)

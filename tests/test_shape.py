@@ -1,0 +1,112 @@
+"""Parameters and FLOPs of a shape, counted twice: here in closed form, there by transformers and torch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scaling.errors import InputError
+from scaling.models.build import build
+from scaling.registry import MODELS
+from scaling.shape import Shape
+
+
+def _real_num_params(shape):
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(shape).parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_num_params_is_that_of_the_transformers_model(name):
+    assert MODELS[name].shape.num_params == _real_num_params(MODELS[name].shape)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_num_params_is_that_of_the_transformers_model_when_no_two_dimensions_are_alike(family):
+    # Every dimension its own prime factor, so that one taken for another shows.
+    shape = Shape(
+        name="odd", family=family, num_layers=3, hidden_size=35, num_attention_heads=5, intermediate_size=11,
+        vocab_size=13, max_position_embeddings=17,
+    )  # fmt: skip
+    assert shape.num_params == _real_num_params(shape)
+    assert shape.head_dim == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        # transformers' GPT2LMHeadModel on openai-community/gpt2, -medium, -large and -xl.
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        # transformers' BertForMaskedLM on google-bert/bert-base-uncased and bert-large-uncased.
+        ("bert-base", 109_514_298),
+        ("bert-large", 335_174_458),
+    ],
+)
+def test_num_params_is_the_published_count(name, published):
+    assert MODELS[name].shape.num_params == published
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    # Brown et al. 2020, table 2.1, as printed, in billions.
+    [
+        ("gpt3-125m", 0.125), ("gpt3-350m", 0.350), ("gpt3-760m", 0.760), ("gpt3-1.3b", 1.3), ("gpt3-2.7b", 2.7),
+        ("gpt3-6.7b", 6.7), ("gpt3-13b", 13.0), ("gpt3-175b", 175.0),
+    ],
+)  # fmt: skip
+def test_a_gpt3_shape_has_the_size_that_the_paper_prints(name, billions):
+    # The paper rounds to two or three digits; 2.7B is 2.65B here, the furthest.
+    assert MODELS[name].shape.num_params / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_parts_are_all_the_parameters_and_the_largest_module_is_one_of_them(name):
+    shape = MODELS[name].shape
+    assert sum(shape.params_by_part.values()) == shape.num_params
+    assert shape.largest_layer_params == max(shape.params_by_part["token_embedding"], shape.layer_params)
+    assert shape.layer_params * shape.num_layers == shape.params_by_part["layers"]
+
+
+@pytest.mark.parametrize("name", ["gpt-demo", "bert-demo"])
+@pytest.mark.parametrize("seq_length", [32, 96])
+def test_flops_per_token_is_what_torch_counts_over_forward_and_backward(name, seq_length):
+    # Eager attention computes the whole T x T square, as the convention of PaLM counts it. torch counts matmuls only,
+    # and this convention is all matmuls: the two agree to the last FLOP.
+    shape = replace(MODELS[name].shape, num_layers=2, hidden_size=48, num_attention_heads=4, intermediate_size=80)
+    model = build(shape)
+    model.set_attn_implementation("eager")
+    batch = 3
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(batch, seq_length, dtype=torch.long)).logits.sum().backward()
+    assert shape.flops_per_token(seq_length) * batch * seq_length == counter.get_total_flops()
+
+
+def test_only_the_predicted_share_of_positions_pays_for_the_head():
+    # BERT-base at 512 tokens: the head is D^2 + V D = 24.0M of 109.0M matmul weights (Devlin et al. 2018).
+    shape = MODELS["bert-base"].shape
+    whole, none = shape.flops_per_token(512), shape.flops_per_token(512, predicted_fraction=0.0)
+    assert whole - none == 6 * (768 * 768 + 30_522 * 768)
+    assert shape.flops_per_token(512, predicted_fraction=0.15) == pytest.approx(none + 0.15 * (whole - none))
+
+
+_RIGHT = dict(
+    name="x", family="gpt2", num_layers=2, hidden_size=64, num_attention_heads=4, intermediate_size=256,
+    vocab_size=100, max_position_embeddings=32,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("family", "t5"), ("num_layers", 0), ("hidden_size", 0), ("num_attention_heads", 0), ("num_attention_heads", 5),
+        ("num_attention_heads", 128), ("intermediate_size", -1), ("vocab_size", 0), ("max_position_embeddings", 0),
+    ],
+)  # fmt: skip
+def test_a_shape_that_no_model_has_cannot_be_built(field, value):
+    with pytest.raises(InputError) as caught:
+        Shape(**{**_RIGHT, field: value})
+    assert caught.value.field == f"model.{field}"
