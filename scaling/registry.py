@@ -66,7 +66,7 @@ _ENTRIES = (
     Entry(shape=_bert("bert-base", 12, 768, 12), source=_BERT, batch_tokens=256 * 512, lr=1.0e-4),
     Entry(shape=_bert("bert-large", 24, 1024, 16), source=_BERT, batch_tokens=256 * 512, lr=1.0e-4),
     Entry(shape=_gpt("gpt-demo", 4, 256, 4, 128, vocab=2048), source=_OURS, batch_tokens=32 * 128, lr=2.0e-3),
-    Entry(shape=_bert("bert-demo", 4, 256, 4, 128, vocab=2048), source=_OURS, batch_tokens=64 * 128, lr=1.0e-3),
+    Entry(shape=_bert("bert-demo", 4, 256, 4, 128, vocab=2048), source=_OURS, batch_tokens=32 * 128, lr=1.0e-3),
 )  # fmt: skip
 
 MODELS: dict[str, Entry] = {entry.shape.name: entry for entry in _ENTRIES}

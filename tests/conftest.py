@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 from scaling.hardware import ACCELERATORS, Cluster
-from scaling.recipe import EMBEDDED_CORPUS, Recipe
+from scaling.recipe import EMBEDDED_CORPUS, Recipe, model_of
 from scaling.registry import MODELS
 from scaling.strategy import Strategy, bucket_size
 from scaling.units import GIB
@@ -20,7 +20,7 @@ def _planned_recipe(model="gpt3-1.3b", *, seq_length=None, warmup_steps=10, sche
     shape = MODELS[model].shape if isinstance(model, str) else model
     fields = {
         "name": "test",
-        "model": model,
+        "model": model if isinstance(model, str) else model_of(model),
         "task": "masked-lm" if shape.family == "bert" else "causal-lm",
         "data": {
             "corpus": [EMBEDDED_CORPUS],

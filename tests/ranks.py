@@ -50,7 +50,9 @@ def _received(pipe: Any, rank: int) -> Any:
     return value
 
 
-def _rank(pipe: Any, rank: int, world_size: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(
+    pipe: Any, rank: int, world_size: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -26,7 +26,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_predicted_peak_is_within_an_eighth_of_the_measured_one(name, tmp_path):
+def test_predicted_peak_is_within_5_percent_of_the_measured_one(name, tmp_path):
     model, precision, strategy = RUNS[name]
     shape = registry.find(model).shape
     recipe = tiny_recipe(
@@ -42,4 +42,4 @@ def test_predicted_peak_is_within_an_eighth_of_the_measured_one(name, tmp_path):
     cluster, _ = hardware.cluster_of("cpu", strategy.data_parallel_size, 1, None, None)
     predicted = cost.memory(recipe, strategy, cluster).peak_allocated_bytes
     print(f"{name}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {predicted / measured:.3f}")  # noqa: T201
-    assert predicted == pytest.approx(measured, rel=1 / 8)
+    assert predicted == pytest.approx(measured, rel=0.05)

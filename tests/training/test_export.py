@@ -77,7 +77,7 @@ def test_a_masked_lm_fills_its_masks_and_keeps_the_rest(exported):
     assert text.startswith("Line ")
     assert text.endswith(": 7")
     assert "<|mask|>" not in text
-    with pytest.raises(InputError, match="no <|mask|> to fill"):
+    with pytest.raises(InputError, match=r"no <\|mask\|> to fill"):
         generate(exported / "bert-model", PROMPT, max_new_tokens=1, temperature=0, seed=0)
 
 
