@@ -35,7 +35,6 @@ demo: $(INSTALLED)
 	deepspeed --num_gpus 2 scale/train.py --ds_config $(RUNS)/bert_demo/ds_config.json --recipe recipes/bert_demo.yaml \
 	    --run_dir $(RUNS)/bert_demo
 	scale export $(RUNS)/bert_demo --out $(RUNS)/bert_demo/export
-	scale generate $(RUNS)/bert_demo/export --prompt "If the argument is<|mask|>, raise an<|mask|>."
 	scale report $(RUNS)/bert_demo
 	scale report $(RUNS)/gpt_demo
 

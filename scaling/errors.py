@@ -6,6 +6,8 @@ Whoever catches one prints `error:` and `hint:` lines on stderr and leaves with 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+_LONGEST_VALUE = 2000  # characters of a wrong value that an error repeats
+
 
 class ScaleError(Exception):
     """The root. `exit_code` 2 means wrong usage: the same call will fail again."""
@@ -22,7 +24,9 @@ class InputError(ScaleError, ValueError):
     """One field of the user's input is wrong. A ValueError too, so that pydantic collects it with the others."""
 
     def __init__(self, field: str, value: object, problem: str, *, hint: str = "") -> None:
-        super().__init__(f"{field}: {value!r} {problem}", hint=hint)
+        shown = repr(value)
+        shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
+        super().__init__(f"{field}: {shown} {problem}", hint=hint)
         self.field = field
         self.value = value
 
@@ -45,7 +49,7 @@ class Infeasible(ScaleError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint that names the closest known words, or all of them when none is close."""
     known = sorted(known)
-    close = get_close_matches(word, known, n=3, cutoff=0.6)
+    close = [name for name in known if word and name.startswith(word)] or get_close_matches(word[:80], known)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "known: " + ", ".join(known)

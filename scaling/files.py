@@ -1,5 +1,6 @@
 """Files at the edges: small user files read with one clear error, outputs written whole or not at all."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,39 +17,65 @@ def read_text(path: str | Path, field: str) -> str:
     try:
         if path.is_dir():
             raise InputError(field, str(path), "is a folder, not a file")
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
+        with open(path, "rb") as file:  # not by its size: /dev/zero has none
+            content = file.read(_LARGEST_FILE_BYTES + 1)
+        if len(content) > _LARGEST_FILE_BYTES:
             raise InputError(field, str(path), f"is larger than {_LARGEST_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
+        return content.decode("utf-8")
     except FileNotFoundError:
-        near = sorted(entry.name for entry in path.parent.glob(f"*{path.suffix}"))[:20]
-        hint = did_you_mean(path.name, near) if near else f"there is no {path.suffix or 'such'} file in {path.parent}"
-        raise InputError(field, str(path), "does not exist", hint=hint) from None
+        raise InputError(field, str(path), "does not exist", hint=_neighbours(path)) from None
     except UnicodeDecodeError:
         raise InputError(field, str(path), "is not a text file (not UTF-8)") from None
     except OSError as error:
         raise InputError(field, str(path), f"cannot be read: {error.strerror}") from None
+    except InputError:
+        raise
+    except ValueError as error:  # a NUL in the name
+        raise InputError(field, str(path), f"cannot be read: {error}") from None
+
+
+def _neighbours(path: Path) -> str:
+    """A hint from the files of the same kind that stand where `path` was looked for."""
+    near = []
+    with contextlib.suppress(OSError):
+        near = [entry.name for entry in path.parent.iterdir() if entry.suffix == path.suffix]
+    return did_you_mean(path.name, near[:20]) if near else f"there is no {path.suffix or 'such'} file in {path.parent}"
 
 
 def write_folder(folder: Path, texts: Mapping[str, str], field: str) -> None:
-    """Writes `texts` (name -> content) into `folder`: every temporary first, then every rename.
+    """Writes `texts` (name -> content) into `folder`, all or none: what was there comes back where one fails.
 
-    Raises InputError naming `field` where the folder cannot be written; then no file has changed.
+    Raises InputError naming `field` where the folder cannot be written.
     """
-    temporaries: list[tuple[str, Path]] = []
+    contents = {name: text.encode("utf-8") for name, text in texts.items()}
+    fresh: dict[Path, Path] = {}  # final -> its new content, beside it
+    saved: dict[Path, Path] = {}  # final -> its old content, beside it
+    replaced: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
+        for name, content in contents.items():
             handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-            temporaries.append((temporary, folder / name))
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            fresh[folder / name] = Path(temporary)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
-        for temporary, final in temporaries:
-            os.replace(temporary, final)
+        for final, temporary_path in fresh.items():
+            if final.exists():
+                backup = temporary_path.with_name(temporary_path.name + ".old")
+                os.link(final, backup)
+                saved[final] = backup
+            os.replace(temporary_path, final)
+            replaced.append(final)
     except OSError as error:
-        for temporary, _ in temporaries:
-            Path(temporary).unlink(missing_ok=True)
+        for final in replaced:
+            if final in saved:
+                os.replace(saved[final], final)
+            else:
+                final.unlink(missing_ok=True)
         raise InputError(field, str(folder), f"cannot be written: {error.strerror}",
                          hint="choose a folder that you may write to") from None  # fmt: skip
+    finally:
+        for leftover in (*fresh.values(), *saved.values()):
+            leftover.unlink(missing_ok=True)

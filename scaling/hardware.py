@@ -106,6 +106,9 @@ _ALIASES = {
     "4090": "rtx-4090", "rtx4090": "rtx-4090", "rtx-a6000": "a6000",
 }  # fmt: skip
 
+# nvidia-smi reports less than the nominal memory where ECC takes its share (an L4's 24 GiB show as 22.5).
+_NEAR_MEMORY = 0.08
+
 DEFAULT_ACCELERATOR, DEFAULT_NUM_GPUS = "a100-80gb", 8
 # What a node of such GPUs usually has (DGX A100: 1 or 2 TB); the planner says that it assumed it.
 ASSUMED_HOST_MEMORY_BYTES = 1024 * GIB
@@ -163,25 +166,32 @@ def detected_gpus() -> tuple[Accelerator, int] | None:
         listing = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return None
-    cards = sorted({line.strip() for line in listing.splitlines() if line.strip()})
-    if not cards:
+    cards = sorted({line.strip() for line in listing.splitlines() if "," in line})
+    if not cards:  # "No devices were found" comes with exit status 0
         return None
     if len(cards) > 1:
         raise InputError("gpu", "; ".join(cards), "mixes cards on this machine", hint="name one with --gpu")
     accelerator = _row_of_card(cards[0])
     if accelerator is None:
         raise InputError("gpu", cards[0], "is on this machine but not in the table", hint="name the closest with --gpu")
-    return accelerator, len(listing.strip().splitlines())
+    return accelerator, sum("," in line for line in listing.splitlines())
 
 
 def _row_of_card(card: str) -> Accelerator | None:
-    """ "NVIDIA A100-SXM4-80GB, 81920" -> the a100-80gb row."""
+    """ "NVIDIA A100-SXM4-80GB, 81920" -> the a100-80gb row; None where no row has that chip and that much memory."""
     name, _, mib = card.rpartition(",")
-    words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    memory_bytes = int(mib) * MIB
-    rows = [row for row in _ROWS if set(row.name.split("-")) - {"16gb", "32gb", "40gb", "80gb", "pcie", "rtx"} <= words]
-    rows = [row for row in rows if ("pcie" in row.name) == ("pcie" in words)] or rows
-    return min(rows, key=lambda row: abs(row.memory_bytes - memory_bytes), default=None)
+    if not mib.strip().isdecimal():
+        return None
+    words, memory_bytes = set(re.split(r"[^a-z0-9]+", name.lower())), int(mib) * MIB
+
+    def chip(row: Accelerator) -> set[str]:
+        return set(row.name.split("-")) - {"16gb", "32gb", "40gb", "80gb", "pcie", "rtx"}
+
+    def misfit(row: Accelerator) -> tuple[float, bool]:
+        return abs(row.memory_bytes / memory_bytes - 1), ("pcie" in row.name) != ("pcie" in words)
+
+    rows = [row for row in _ROWS if chip(row) <= words and misfit(row)[0] < _NEAR_MEMORY]
+    return min(rows, key=misfit, default=None)
 
 
 def host_memory_bytes() -> int:

@@ -5,6 +5,7 @@ machine. Where a plan and a recipe meet, the recipe's numbers win or the run is 
 """
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -160,7 +161,9 @@ def parse(text: str, source: str) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise FileProblems(source + line, [f"not valid YAML: {getattr(error, 'problem', error)}"]) from None
+        raise FileProblems(source + line, [f"not valid YAML: {getattr(error, 'problem', None) or error}"]) from None
+    except (ValueError, AttributeError, RecursionError) as error:  # PyYAML's own, for a date or number that is none
+        raise FileProblems(source, [f"not valid YAML: {error}"]) from None
     if not isinstance(data, dict):
         raise FileProblems(source, ["not a recipe: expected `key: value` lines"], hint="see recipes/gpt_demo.yaml")
     try:
@@ -190,26 +193,40 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """`recipe` as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """`recipe` as YAML that `parse` reads back to an equal one."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number (YAML 1.1 makes it text) and a repeated key is an error."""
+    """Safe YAML in which keys are text and stand once, 1e-3 is a number (YAML 1.1 makes it text), and no node is an
+    alias: a file of a few hundred bytes could stand for millions of values, or hold itself."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*\.?[0-9]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what _Loader reads: text that looks like a number to it is quoted."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*\.?[0-9]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _lines_by_path(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
@@ -223,16 +240,15 @@ def _lines_by_path(node: yaml.Node | None, path: tuple[Any, ...] = ()) -> dict[t
     return lines
 
 
-# `model` is a name or a mapping; pydantic reports on both branches and marks each in the path.
-_NAME_BRANCH, _MAPPING_BRANCH = "str", "Model"
-
-
 def _is_about(entry: Any, data: dict[str, Any]) -> bool:
-    """Whether an error belongs to the branch of `model` that the user took."""
+    """Whether an error belongs to the branch of `model`, a name or a mapping, that the user took.
+
+    pydantic tries both and marks each in the path: ("model", "str") and ("model", "Model", "num_layers").
+    """
     path = entry["loc"]
     if path[:1] != ("model",) or len(path) < 2:
         return True
-    return bool(path[1] == _NAME_BRANCH) != isinstance(data["model"], dict)
+    return bool(path[1] == "str") != isinstance(data["model"], dict)
 
 
 def _line_number(problem: str) -> int:
@@ -242,9 +258,9 @@ def _line_number(problem: str) -> int:
 
 def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
     """One pydantic error as `line 12: optimizer.lr: ...` with what would work."""
-    path = tuple(
-        part for part in entry["loc"] if not str(part).startswith(("function-", _NAME_BRANCH, _MAPPING_BRANCH))
-    )
+    path = entry["loc"]
+    if path[0:1] == ("model",):
+        path = ("model", *path[2:])  # without the branch
     name = ".".join(str(part) for part in path)
     line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
     cause = entry.get("ctx", {}).get("error")
@@ -255,7 +271,7 @@ def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
     elif isinstance(cause, InputError):
         text = f"{cause.message}; {cause.hint}" if cause.hint else cause.message
     else:
-        text = f"{name}: {entry['input']!r} is wrong: {entry['msg']}"
+        text = f"{name}: {reprlib.repr(entry['input'])} is wrong: {entry['msg']}"
     return f"line {line}: {text}" if line else text
 
 

@@ -74,6 +74,8 @@ _GPT3_ENTRIES = [entry for name, entry in MODELS.items() if name.startswith("gpt
 
 # Within this distance a published shape answers "--params 1.3B"; beyond it a shape is derived and said to be.
 _NEAR_FRACTION = 0.10
+# A derived shape this close to the asked size may look to its proportions.
+_CLOSE_FRACTION = 0.02
 
 
 def find(name: str, field: str = "model") -> Entry:
@@ -107,21 +109,29 @@ def nearest_gpt(num_params: int, field: str = "params") -> tuple[Entry, str]:
 
 
 def _derived_gpt(num_params: int, *, like: Shape, field: str) -> Shape:
-    """The shape nearest to `num_params`: L / D near the ratio of `like`, heads of 64, of 128 from width 2048.
+    """The shape of about `num_params` whose L / D is nearest to that of `like`; heads of 64, of 128 from width 2048.
 
-    Layers and width each grow with the cube root of size, since a decoder has about 12 L D^2 parameters.
+    For each width the number of layers that comes closest is tried. Of those within _CLOSE_FRACTION of the target the
+    one in proportion wins; where there is none, the closest in size.
     """
-    width = 128 if like.hidden_size >= 2048 else 64
+    head_dim = 128 if like.hidden_size >= 2048 else 64
     ratio = like.num_layers / like.hidden_size
-    best: Shape | None = None
+    shapes = []
     for heads in range(1, 513):
-        D = heads * width
-        for L in {max(1, math.floor(ratio * D)), max(1, math.ceil(ratio * D))}:
-            shape = _gpt(f"gpt-{format_count(num_params).lower()}", L, D, heads, like.max_position_embeddings)
-            if best is None or abs(shape.num_params - num_params) < abs(best.num_params - num_params):
-                best = shape
-    assert best is not None
-    if abs(best.num_params / num_params - 1) > 0.25:
+        shape = _gpt(
+            f"gpt-{format_count(num_params).lower()}", 1, heads * head_dim, heads, like.max_position_embeddings
+        )
+        layers = (num_params - shape.num_params + shape.layer_params) / shape.layer_params
+        shapes += [replace(shape, num_layers=max(1, L)) for L in (math.floor(layers), math.ceil(layers))]
+
+    def off(shape: Shape) -> float:
+        return abs(shape.num_params / num_params - 1)
+
+    close = [shape for shape in shapes if off(shape) <= _CLOSE_FRACTION]
+    if close:
+        return min(close, key=lambda shape: abs(math.log(shape.num_layers / shape.hidden_size / ratio)))
+    best = min(shapes, key=off)
+    if off(best) > 0.25:
         raise InputError(
             field, format_count(num_params), f"cannot be met with GPT-2's vocabulary of {GPT2_VOCAB:,}",
             hint=f"the nearest GPT is {format_count(best.num_params)}; use --model for others: {', '.join(MODELS)}",

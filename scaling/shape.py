@@ -3,7 +3,7 @@
 Alphabet: B batch, T sequence, D hidden, F intermediate, N heads, V vocabulary, P positions, L layers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
 
@@ -34,9 +34,9 @@ class Shape:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise InputError("model.family", self.family, f"is not one of {', '.join(FAMILIES)}")
-        for field in ("num_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
-            if getattr(self, field) < 1:
-                raise InputError(f"model.{field}", getattr(self, field), "must be at least 1")
+        for field in fields(self)[2:]:
+            if getattr(self, field.name) < 1:
+                raise InputError(f"model.{field.name}", getattr(self, field.name), "must be at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 "model.num_attention_heads",

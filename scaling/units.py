@@ -4,7 +4,7 @@ Counts are decimal (1k = 1000), sizes in memory are binary (1 GiB = 2**30).
 """
 
 import re
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 from scaling.errors import InputError
 
@@ -15,6 +15,7 @@ SECONDS_PER_DAY = 86_400
 _COUNT = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]{1,3})?)\s*([kKmMbBgGtT]?)", re.ASCII)
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _LARGEST_COUNT = 10**18
+_LONGEST_COUNT = 64  # characters
 
 
 def parse_count(text: str | int, field: str) -> int:
@@ -23,18 +24,16 @@ def parse_count(text: str | int, field: str) -> int:
     Raises InputError naming `field` for anything else, a fraction such as "1.5" included.
     """
     hint = "write a positive number such as 512, 64k, 350M or 1.3B"
-    match = _COUNT.fullmatch(str(text).strip())
+    text = str(text).strip()
+    match = _COUNT.fullmatch(text) if len(text) <= _LONGEST_COUNT else None
     if not match:
         raise InputError(field, text, "is not a positive number", hint=hint)
-    try:
-        value = Decimal(match[1].replace("_", "")) * _SCALE[match[2].lower()]
-    except InvalidOperation as error:
-        raise InputError(field, text, "is not a positive number", hint=hint) from error
+    value = Fraction(match[1].replace("_", "")) * _SCALE[match[2].lower()]
     if value <= 0:
         raise InputError(field, text, "must be greater than zero", hint=hint)
     if value > _LARGEST_COUNT:
         raise InputError(field, text, "is beyond 10^18", hint=hint)
-    if value != value.to_integral_value():
+    if value.denominator != 1:
         raise InputError(field, text, "is not a whole number", hint=hint)
     return int(value)
 
@@ -42,16 +41,21 @@ def parse_count(text: str | int, field: str) -> int:
 def format_count(value: float) -> str:
     """1_315_575_808 -> "1.32B"; three significant digits."""
     for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.3g}{suffix}"
-    return f"{value:.3g}"
+        if _three_digits(value / scale) >= 1:
+            return f"{_three_digits(value / scale):.15g}{suffix}"
+    return f"{_three_digits(value):.15g}"
+
+
+def _three_digits(value: float) -> float:
+    """`value` to three significant digits, so that 999,600 is 1M and not 1000k."""
+    return float(f"{value:.3g}")
 
 
 def format_bytes(value: float) -> str:
-    """In GiB from a tenth of one upwards, else MiB, else KiB."""
-    if value >= 0.1 * GIB:
+    """In GiB from one upwards, else MiB, else KiB."""
+    if value >= GIB:
         return f"{value / GIB:.1f} GiB"
-    if value >= 0.1 * MIB:
+    if value >= MIB:
         return f"{value / MIB:.1f} MiB"
     return f"{value / KIB:.1f} KiB"
 
@@ -59,6 +63,6 @@ def format_bytes(value: float) -> str:
 def format_duration(seconds: float) -> str:
     """The largest fitting unit of ms, s, minutes, hours, days, years."""
     for unit, size in (("years", 365.25 * 86_400), ("days", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e3:.3g} ms"
+        if _three_digits(seconds / size) >= 1:
+            return f"{_three_digits(seconds / size):.15g} {unit}"
+    return f"{_three_digits(seconds * 1e3):.15g} ms"

@@ -124,7 +124,9 @@ def test_where_a_text_cannot_be_encoded_none_is_written_and_no_temporary_stays(t
     assert _snapshot(tmp_path) == {"one.json": "old"}
 
 
-@pytest.mark.parametrize("where", ["below a file", "a file", "/proc/scale", "below a link to itself", "a name too long"])
+@pytest.mark.parametrize(
+    "where", ["below a file", "a file", "/proc/scale", "below a link to itself", "a name too long"]
+)
 def test_a_folder_that_cannot_be_is_an_input_error_naming_the_field(tmp_path, where):
     (tmp_path / "file").write_text("old")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

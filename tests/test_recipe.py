@@ -1,6 +1,7 @@
 """Strict YAML in, every problem reported at once."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def test_what_dump_writes_parse_reads_back_the_same(name, lr, eps, beta, corpus)
 def test_a_model_by_its_dimensions_survives_dump_and_a_registered_one_is_named():
     shape = MODELS["gpt-demo"].shape
     assert model_of(shape) == "gpt-demo"
-    other = model_of(MODELS["gpt2"].shape.__class__(**{**shape.__dict__, "name": "mine", "num_layers": 5}))
+    other = model_of(replace(shape, name="mine", num_layers=5))
     assert isinstance(other, Model)
     recipe = changed(parse(_with(), "r.yaml"), {"model": other.model_dump()})
     assert recipe.shape.num_layers == 5
@@ -210,8 +211,12 @@ def test_several_problems_are_reported_at_once_in_the_order_of_their_lines():
 
 @pytest.mark.parametrize(
     ("text", "line", "key"),
-    [("seed: 1\n" + _with(), 20, "seed"), (_with((15, "  lr: 2")), 15, "lr"), (_with((16, "schedule: {name: a, name: b}")), 16, "name")],
-)  # fmt: skip
+    [
+        ("seed: 1\n" + _with(), 20, "seed"),
+        (_with((15, "  lr: 2")), 15, "lr"),
+        (_with((16, "schedule: {name: a, name: b}")), 16, "name"),
+    ],
+)
 def test_a_key_that_stands_twice_is_refused_at_its_second_line(text, line, key):
     with pytest.raises(FileProblems, match=f"^r.yaml:{line}: .*'{key}' appears twice"):
         parse(text, "r.yaml")

@@ -84,8 +84,8 @@ def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, lis
         asked["optimizer"] = asked["optimizer"] or "adamw"
         return request.recipe_for(cluster, **asked)
     for name in ("params", "model"):
-        if asked.pop(name) is not None:
-            raise InputError(name, str(path), "and --recipe exclude each other", hint="the recipe names the model")
+        if (value := asked.pop(name)) is not None:
+            raise InputError(name, value, "and --recipe exclude each other", hint="the recipe names the model")
     return request.overridden(recipe.load(path), **asked)
 
 
@@ -98,13 +98,13 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
     from scaling.launch import bundle
     from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_duration
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     recipe, shape, memory, time = plan.recipe, plan.recipe.shape, plan.chosen.memory, plan.chosen.time
     answer = f"[bold green]{plan.strategy}[/]" if plan.fits else "[bold red]does not fit[/]"
     size = f"{shape.num_layers} layers x {shape.hidden_size}, {format_count(shape.num_params)} parameters"
     rows = [
         ("plan", answer),
-        ("model", f"{shape.name}: {size}"),
+        ("model", escape(f"{shape.name}: {size}")),
         ("cluster", f"{plan.cluster} ({format_bytes(memory.capacity_bytes)} each)"),
         ("batch", f"{plan.strategy.batch_equation}; {format_count(recipe.tokens_per_step)} tokens a step"),
     ]
@@ -153,7 +153,7 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
     for sentence in plan.assumptions:
         console.print(f"  {escape(sentence)}")
     if plan.fits:
-        console.print(f"[bold]wrote[/]    {folder / bundle.DS_CONFIG}, {bundle.PLAN}, {bundle.RECIPE}")
+        console.print(f"[bold]wrote[/]    {escape(str(folder / bundle.DS_CONFIG))}, {bundle.PLAN}, {bundle.RECIPE}")
         console.print(f"[bold]launch[/]   {escape(bundle.launch_command(plan, folder))}")
     else:
         console.print("[bold]what would do[/]")

@@ -86,12 +86,13 @@ def memory(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> MemoryEstima
     shape, precision = recipe.shape, recipe.precision
     parameters, gradients, optimizer = model_states(shape, strategy, precision)
     standing = gradients if keeps_gradients(strategy) else 0
-    saved, working_set = activations(recipe, strategy)
+    saved, layer, working_set = activations(recipe, strategy)
     buffers = communication_buffers(shape, strategy, precision)
+    recomputes = strategy.activation_checkpointing == "full"
     moments = {  # gradients, activations, logits, buffers
-        "loss": (standing, saved, loss_bytes(recipe, strategy), buffers),
-        "backward": (standing, saved + working_set, 0, buffers),
-        "gradients": (gradients, working_set, 0, buffers),
+        "loss": (standing, saved + (0 if recomputes else layer), loss_bytes(recipe, strategy), buffers),
+        "backward": (standing, saved + layer + working_set, 0, buffers),
+        "gradients": (gradients, layer + working_set, 0, buffers),
         "optimizer_step": (gradients, 0, 0, step_temporaries(shape, strategy, precision)),
     }
     moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
@@ -166,8 +167,11 @@ def layer_saved_elements(shape: Shape) -> int:
     return 8 * shape.hidden_size + 2 * shape.intermediate_size
 
 
-def activations(recipe: Recipe, strategy: Strategy) -> tuple[int, int]:
-    """(saved until the backward, largest working set while one layer goes backward), in bytes."""
+def activations(recipe: Recipe, strategy: Strategy) -> tuple[int, int, int]:
+    """(what waits for the backward, the tensors of the layer at work, its gradients), in bytes.
+
+    Without checkpointing the layer at work is one of those that waited; with it, its tensors are made again.
+    """
     shape = recipe.shape
     tokens = strategy.micro_batch_size * recipe.data.seq_length
     width = element_bytes(recipe.precision)
@@ -177,9 +181,9 @@ def activations(recipe: Recipe, strategy: Strategy) -> tuple[int, int]:
     # Gradients of the MLP's activation and pre-activation (2 F), of the residual and of a norm's input (2 D).
     gradients = tokens * (2 * shape.intermediate_size + 2 * shape.hidden_size) * width
     if strategy.activation_checkpointing == "full":
-        saved = shape.num_layers * tokens * shape.hidden_size * width
-        return saved, layer + gradients
-    return shape.num_layers * layer, gradients
+        checkpoints = shape.num_layers * tokens * shape.hidden_size * width
+        return checkpoints, layer, gradients
+    return (shape.num_layers - 1) * layer, layer, gradients
 
 
 def loss_bytes(recipe: Recipe, strategy: Strategy) -> int:

@@ -30,8 +30,8 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path}:{error.lineno}:{error.colno}", [f"ds_config is not JSON: {error.msg}"],
             hint="`scale plan --out DIR` writes one",
         ) from None  # fmt: skip
-    except ValueError as error:
-        raise FileProblems(str(path), [str(error)]) from None
+    except (ValueError, RecursionError) as error:
+        raise FileProblems(str(path), [f"ds_config is not usable JSON: {error}"]) from None
     if not isinstance(config, dict):
         raise FileProblems(str(path), ["ds_config is not a JSON object"], hint="`scale plan --out DIR` writes one")
     unknown = [f"{key}: unknown key; {did_you_mean(key, _KEYS)}" for key in config if key not in _KEYS]
@@ -54,19 +54,20 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
     The accumulation follows from the recipe's global batch, whatever the file says.
     Raises InputError naming a field that is missing, not a number, or does not divide the batch.
     """
-    zero = config.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise InputError("zero_optimization", zero, "is not an object", hint='write {"stage": 2}')
+    zero = _block(config, "zero_optimization")
     stage = _integer(zero, "stage", "zero_optimization.stage", least=0, default=0)
     if stage > 3:
         raise InputError("zero_optimization.stage", stage, "is not a ZeRO stage", hint="0, 1, 2 or 3")
     micro = _integer(config, "train_micro_batch_size_per_gpu", "train_micro_batch_size_per_gpu")
-    offloaded = (zero.get("offload_optimizer") or {}).get("device", "none")
+    offloaded = _block(zero, "offload_optimizer", "zero_optimization.").get("device", "none")
     if offloaded not in ("none", "cpu"):
         raise InputError("zero_optimization.offload_optimizer.device", offloaded, "is not supported yet", hint="cpu")
-    if (zero.get("offload_param") or {}).get("device", "none") != "none":
+    if _block(zero, "offload_param", "zero_optimization.").get("device", "none") != "none":
         raise InputError("zero_optimization.offload_param", zero["offload_param"], "is not supported yet")
     bucket = bucket_size(recipe.shape)
+    allgather = _integer(zero, "allgather_bucket_size", "zero_optimization.allgather_bucket_size", default=bucket)
+    if allgather % 2:
+        raise InputError("zero_optimization.allgather_bucket_size", allgather, "is odd, which DeepSpeed refuses")
     return Strategy(
         zero_stage=stage,
         offload_optimizer=offloaded,
@@ -75,10 +76,16 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
         gradient_accumulation_steps=_accumulation(recipe, micro, world_size),
         activation_checkpointing="full" if config.get("activation_checkpointing") else "none",
         reduce_bucket_size=_integer(zero, "reduce_bucket_size", "zero_optimization.reduce_bucket_size", default=bucket),
-        allgather_bucket_size=_integer(
-            zero, "allgather_bucket_size", "zero_optimization.allgather_bucket_size", default=bucket
-        ),
+        allgather_bucket_size=allgather,
     )
+
+
+def _block(parent: dict[str, Any], key: str, path: str = "") -> dict[str, Any]:
+    """The object under `key`, empty where there is none."""
+    block = parent.get(key, {})
+    if not isinstance(block, dict):
+        raise InputError(f"{path}{key}", block, "is not an object", hint=f'write "{key}": {{...}}')
+    return block
 
 
 def _integer(block: dict[str, Any], key: str, field: str, *, least: int = 1, default: int | None = None) -> int:
@@ -144,7 +151,7 @@ def _accumulation(recipe: Recipe, micro_batch_size: int, world_size: int) -> int
 def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> list[str]:
     """Every place where the file states another mathematics than the recipe."""
     problems = []
-    enabled = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
+    enabled = [name for name in ("bf16", "fp16") if _switch(config, name)]
     stated = enabled[0] if enabled else "fp32"
     if stated != recipe.precision:
         problems.append(f"{stated}: the recipe trains in {recipe.precision}")
@@ -158,6 +165,13 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
         if key in config:
             problems += _differences(key, config[key], ours)
     return problems
+
+
+def _switch(config: dict[str, Any], name: str) -> bool:
+    value = _block(config, name).get("enabled", False)
+    if not isinstance(value, bool):
+        raise InputError(f"{name}.enabled", value, "is neither true nor false")
+    return value
 
 
 def _differences(path: str, theirs: Any, ours: Any) -> list[str]:

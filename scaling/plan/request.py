@@ -39,6 +39,9 @@ def recipe_for(
     else:
         entry = registry.find(str(model))
         assumptions.append(f"model: {entry.shape.name}, {entry.source}")
+    for field, value in (("seq_length", seq_length), ("global_batch_size", global_batch_size)):
+        if value is not None and value < 1:
+            raise InputError(field, value, "must be at least 1")
     if entry.note:
         assumptions.append(f"model: {entry.note}")
     require_optimizer(optimizer)
@@ -97,7 +100,8 @@ def overridden(
     if tokens is not None:
         tokens_per_step = recipes.changed(recipe, changes).tokens_per_step
         changes["num_steps"] = max(1, round(parse_count(tokens, "tokens") / tokens_per_step))
-    sentences = [f"{key}: {value} instead of the recipe's" for key, value in changes.items()]
+    said = {**changes, "seq_length": seq_length} if seq_length else changes
+    sentences = [f"{key}: {value} instead of the recipe's" for key, value in said.items() if key != "data"]
     return recipes.changed(recipe, changes), sentences
 
 

@@ -173,8 +173,7 @@ def _merged(rejections: list[Rejection]) -> tuple[Rejection, ...]:
 def _remedies(recipe: Recipe, cluster: Cluster) -> tuple[str, ...]:
     """What would make it fit: the fewest nodes, doubling, on which some strategy fits the device."""
     nodes = cluster.num_nodes
-    while nodes < 4096:
-        nodes *= 2
+    while nodes <= 4096:
         larger = replace(cluster, num_nodes=nodes)
         W = larger.world_size
         batch = ceil(recipe.global_batch_size / W) * W
@@ -188,6 +187,7 @@ def _remedies(recipe: Recipe, cluster: Cluster) -> tuple[str, ...]:
                 each = format_bytes(candidate.memory.total_bytes)
                 need = f"{W} GPUs ({larger}){said}: {candidate.strategy}, {each} each"
                 return (need,) if candidate.memory.fits_host else (need, f"and {_host_need(candidate)} there")
+        nodes *= 2
     return ("nothing in reach of more nodes: choose a smaller model or GPUs with more memory",)
 
 

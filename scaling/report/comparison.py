@@ -20,39 +20,41 @@ def comparison(run: Path) -> dict[str, Any]:
     """
     measured = _object(run / "measured.json", "run")
     plan = _object(run / "plan.json", "run") if (run / "plan.json").is_file() else None
-    rows = []
-    for name, entry in measured.items():
-        predicted = plan[entry["predicted_in"]][name] if plan else None
-        rows.append(
-            {
-                "quantity": name,
-                "predicted": predicted,
-                "measured": entry["value"],
-                "ratio": predicted / entry["value"] if predicted and entry["value"] else None,
-                "how": entry["how"],
-            }
-        )
-    return {"rows": rows}
+    try:
+        return {"rows": [_row(name, entry, plan) for name, entry in measured.items()]}
+    except (KeyError, TypeError) as error:
+        problem = f"has a measured.json or plan.json of another version ({type(error).__name__}: {error})"
+        raise InputError("run", str(run), problem, hint="train and plan it with this version") from None
+
+
+def _row(name: str, entry: dict[str, Any], plan: dict[str, Any] | None) -> dict[str, Any]:
+    predicted = plan[entry["predicted_in"]][name] if plan else None
+    ratio = predicted / entry["value"] if predicted and entry["value"] else None
+    return {
+        "quantity": name,
+        "predicted": predicted,
+        "measured": entry["value"],
+        "ratio": ratio,
+        "how": entry["how"],
+    }
 
 
 def table(found: dict[str, Any]) -> Table:
     """`found` for people."""
-    shown = Table(title="predicted against measured", title_justify="left", box=box.SIMPLE)
+    shown = Table(title="predicted against measured", title_justify="left", caption_justify="left", box=box.SIMPLE)
     for column in ("", "predicted", "measured", "ratio"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
-    shown.add_column("measured how")
     for row in found["rows"]:
         size = format_bytes if row["quantity"].endswith("_bytes") else format_count
         predicted = size(row["predicted"]) if row["predicted"] is not None else "no plan"
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
-        shown.add_row(
-            row["quantity"].removesuffix("_bytes").replace("_", " "),
-            predicted,
-            size(row["measured"]),
-            ratio,
-            row["how"],
-        )
+        shown.add_row(_name(row), predicted, size(row["measured"]), ratio)
+    shown.caption = "\n".join(f"{_name(row)}: {row['how']}" for row in found["rows"])
     return shown
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(row["quantity"]).removesuffix("_bytes").replace("_", " ")
 
 
 def _object(path: Path, field: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from scaling import models
 from scaling.errors import InputError
@@ -32,6 +33,7 @@ def export(run: Path, out: Path) -> Path:
     model = models.build(recipe.shape, seed=recipe.seed)
     _load(model, _weights(source))
     models.prepare_for_use(model)
+    disable_progress_bar()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:

@@ -120,7 +120,6 @@ def test_memory_grows_with_the_micro_batch_and_with_the_sequence(estimate, situa
     assert wider.peak_allocated_bytes >= base.peak_allocated_bytes
     assert wider.moments["loss"] > base.moments["loss"]
     assert wider.moments["backward"] > base.moments["backward"]
-    assert wider.model_states_bytes == base.model_states_bytes or wider.peak_moment != base.peak_moment
 
 
 @given(_situations())
@@ -158,7 +157,8 @@ def test_a_full_checkpoint_saves_one_hidden_state_a_layer(estimate):
     small, large = (estimate(**situation, micro_batch_size=micro) for micro in (64, 128))
     per_token = (large.moments["backward"] - small.moments["backward"]) / (64 * 2048)
     checkpoints = 32 * 4096 * 2
-    one_layer = 34 * 4096  # Korthikanti et al. 2022 (arXiv 2205.05198), equation 1, attention scores apart, with dropout
+    # Korthikanti et al. 2022 (arXiv 2205.05198), equation 1: 34 bytes with dropout, attention scores apart.
+    one_layer = 34 * 4096
     # The working set holds gradients besides; together no more than another layer's worth.
     assert checkpoints < per_token < checkpoints + 2 * one_layer
 
@@ -170,9 +170,9 @@ def test_without_checkpointing_a_layer_saves_34_bytes_per_hidden_less_its_dropou
     # Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: s b h (34 + 5 a s / h) bytes a layer in 16 bit with eager
     # attention and dropout. Without the square (flash) and without the two masks of a byte, 32.
     recipe = planned_recipe(name)
-    saved, _ = activations(recipe, strategy_like(recipe, micro_batch_size=3))
+    waiting, layer, _ = activations(recipe, strategy_like(recipe, micro_batch_size=3))
     tokens = 3 * recipe.data.seq_length
-    assert saved / (recipe.shape.num_layers * tokens * recipe.shape.hidden_size) == 32
+    assert (waiting + layer) / (recipe.shape.num_layers * tokens * recipe.shape.hidden_size) == 32
 
 
 def test_only_predicted_positions_have_logits(estimate, planned_recipe):

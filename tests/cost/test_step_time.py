@@ -89,9 +89,9 @@ def test_one_rank_sends_nothing(estimate, situation):
 @given(_situations())
 def test_more_micro_steps_of_the_same_batch_are_never_faster(estimate, situation):
     # The same tokens in smaller pieces: no fewer FLOPs, more reductions.
-    micro = situation["micro_batch_size"]
+    micro, steps = situation["micro_batch_size"], situation["gradient_accumulation_steps"]
     assume(micro % 2 == 0)
-    split = {"micro_batch_size": micro // 2, "gradient_accumulation_steps": situation["gradient_accumulation_steps"] * 2}
+    split = {"micro_batch_size": micro // 2, "gradient_accumulation_steps": steps * 2}
     _, _, whole = estimate(**situation)
     _, _, halves = estimate(**{**situation, **split})
     assert halves.step_s >= whole.step_s * (1 - 1e-12)
@@ -111,19 +111,31 @@ def test_the_communication_volume_is_that_of_the_zero_paper(zero_stage, volume, 
 
 
 @pytest.mark.parametrize(
-    ("model", "gpu", "nodes", "seq_length", "micro", "steps", "checkpointing", "measured"),
-    # mosaicml/llm-foundry, scripts/train/benchmarking/README.md: tokens a second and GPU, bf16, FSDP full shard. MPT has
-    # GPT-3's dimensions and a vocabulary of 50,368; without biases and with ALiBi.
-    [("gpt3-1.3b", "a100-80gb", 1, 2048, 14, 4, "none", 20_513)],
+    ("model", "gpu", "nodes", "micro", "steps", "checkpointing", "measured", "within"),
+    # mosaicml/llm-foundry, scripts/train/benchmarking/README.md: tokens a second and GPU at sequence length 2048, bf16,
+    # FSDP full shard, nodes of 8. MPT has GPT-3's dimensions and a vocabulary of 50,368; no biases, ALiBi.
+    [
+        ("gpt3-1.3b", "a100-80gb", 1, 14, 4, "none", 20_513, 0.15),
+        ("gpt3-760m", "a100-80gb", 1, 24, 2, "none", 32_434, 0.15),
+        ("gpt3-2.7b", "a100-80gb", 1, 10, 2, "none", 10_811, 0.15),
+        ("gpt3-6.7b", "a100-80gb", 1, 6, 2, "none", 4_641, 0.15),
+        ("gpt3-6.7b", "a100-40gb", 16, 18, 1, "full", 3_623, 0.15),
+        ("gpt3-13b", "a100-40gb", 8, 16, 1, "full", 1_976, 0.15),
+        ("gpt3-1.3b", "a100-40gb", 16, 10, 1, "none", 18_647, 0.15),
+        # On H100 the fit is too hopeful: by 13 to 25 % on these rows.
+        ("gpt3-13b", "h100", 32, 16, 1, "full", 4_989, 0.3),
+        ("gpt3-6.7b", "h100", 32, 6, 1, "none", 10_119, 0.3),
+        ("gpt3-1.3b", "h100", 16, 12, 1, "none", 44_123, 0.3),
+    ],
 )
-def test_throughput_is_within_15_percent_of_what_llm_foundry_measured(
-    estimate, model, gpu, nodes, seq_length, micro, steps, checkpointing, measured
+def test_throughput_is_near_what_llm_foundry_measured(
+    estimate, model, gpu, nodes, micro, steps, checkpointing, measured, within
 ):
     _, _, found = estimate(
-        model=model, gpu=gpu, nodes=nodes, seq_length=seq_length, zero_stage=3, micro_batch_size=micro,
-        gradient_accumulation_steps=steps, activation_checkpointing=checkpointing,
+        model=model, gpu=gpu, nodes=nodes, zero_stage=3, micro_batch_size=micro, gradient_accumulation_steps=steps,
+        activation_checkpointing=checkpointing,
     )  # fmt: skip
-    assert found.tokens_per_second / (8 * nodes) == pytest.approx(measured, rel=0.15)
+    assert found.tokens_per_second / (8 * nodes) == pytest.approx(measured, rel=within)
 
 
 def test_mfu_is_model_flops_over_the_dense_peak(estimate):

@@ -1,0 +1,204 @@
+"""The search: what it chooses is legal, fits, and would be chosen again; what it refuses, it explains."""
+
+import re
+
+import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaling import cost, ds_config
+from scaling.errors import InputError
+from scaling.plan import search
+from scaling.registry import MODELS
+from scaling.units import GIB
+
+
+@pytest.fixture(scope="module")
+def plan_for(planned_recipe, cluster_like):
+    """A function from a request to its plan; the batch is `share` samples for each rank."""
+
+    def of(model, *, gpu="a100-80gb", nodes=1, gpus=8, share=64, **fields):
+        cluster = cluster_like(gpu, nodes=nodes, gpus=gpus)
+        recipe = planned_recipe(model, global_batch_size=share * cluster.world_size, **fields)
+        return search(recipe, cluster)
+
+    return of
+
+
+@st.composite
+def _requests(draw):
+    gpu = draw(st.sampled_from(["a100-80gb", "a100-40gb", "h100", "v100-32gb", "t4", "mi325x"]))
+    precisions = ["fp16", "fp32"] if gpu in ("v100-32gb", "t4") else ["bf16", "fp16", "fp32"]
+    return {
+        "model": draw(st.sampled_from(sorted(MODELS))),
+        "gpu": gpu,
+        "nodes": draw(st.sampled_from([1, 2, 5, 32])),
+        "gpus": draw(st.sampled_from([1, 3, 4, 8])),
+        "share": draw(st.integers(1, 200)),
+        "precision": draw(st.sampled_from(precisions)),
+        "schedule": draw(st.sampled_from(["constant", "linear", "cosine"])),
+        "warmup_steps": draw(st.sampled_from([0, 1, 2, 50, 100])),
+        "low": draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "gradient_clipping": draw(st.sampled_from([0.0, 1.0])),
+    }
+
+
+@given(_requests())
+@settings(max_examples=150)
+def test_every_plan_is_legal_and_one_called_feasible_is_accepted_by_deepspeed(plan_for, asked):
+    plan = plan_for(**asked)
+    recipe, strategy, cluster = plan.recipe, plan.strategy, plan.cluster
+    assert strategy.data_parallel_size == cluster.world_size
+    assert recipe.global_batch_size == (
+        strategy.micro_batch_size * strategy.gradient_accumulation_steps * cluster.world_size
+    )
+    # Stage 0 in 16 bit takes an extra optimizer step in DeepSpeed 0.19.8.
+    assert strategy.zero_stage > 0 or recipe.precision == "fp32"
+    assert plan.fits == (plan.remedies == ())
+    for candidate in (plan.chosen, *plan.alternatives):
+        # The price is that of the floor below, not of some other strategy.
+        assert candidate.memory == cost.memory(recipe, candidate.strategy, cluster)
+        assert candidate.time == cost.step_time(recipe, candidate.strategy, cluster)
+    if not plan.fits:
+        assert plan.alternatives == ()
+        return
+    assert all(other.memory.fits for other in plan.alternatives)
+    # None is faster by more than the tie band, and the slower come later.
+    times = [other.time.step_s for other in plan.alternatives]
+    assert times == sorted(times)
+    assert all(seconds * 1.02 >= plan.chosen.time.step_s * (1 - 1e-9) for seconds in times)
+
+    parsed = DeepSpeedConfig(dict(ds_config.emit(recipe, strategy)))  # one process: a world of 1
+    assert parsed.train_micro_batch_size_per_gpu == strategy.micro_batch_size
+    assert parsed.gradient_accumulation_steps == strategy.gradient_accumulation_steps
+    assert parsed.zero_optimization_stage == strategy.zero_stage
+    assert parsed.gradient_clipping == recipe.gradient_clipping
+    assert parsed.bfloat16_config.enabled == (recipe.precision == "bf16")
+    assert parsed.float16_config.enabled == (recipe.precision == "fp16")
+    offload = parsed.zero_config.offload_optimizer
+    assert (str(offload.device) if offload else "none") == strategy.offload_optimizer
+
+
+@given(_requests())
+@settings(max_examples=30)
+def test_the_same_request_gets_the_same_plan(plan_for, asked):
+    assert plan_for(**asked) == plan_for(**asked)
+
+
+def test_1_3b_on_eight_a100_fits_without_offload_or_checkpointing(plan_for):
+    # llm-foundry trains mpt-1b on 8 A100-80GB without either, at micro batch 14 with everything sharded.
+    plan = plan_for("gpt3-1.3b")
+    assert plan.fits
+    assert plan.strategy.offload_optimizer == "none"
+    assert plan.strategy.activation_checkpointing == "none"
+
+
+def test_every_family_is_chosen_listed_or_rejected_with_a_reason(plan_for):
+    plan = plan_for("gpt3-1.3b")
+    assert len(plan.alternatives) == 5
+    reasons = " ".join(rejection.strategy for rejection in plan.rejected)
+    for stage in range(4):
+        assert stage == plan.strategy.zero_stage or f"ZeRO-{stage}" in reasons
+    assert all(rejection.reason for rejection in plan.rejected)
+    zero = next(rejection for rejection in plan.rejected if rejection.strategy == "ZeRO-0 in every form")
+    assert "extra optimizer step" in zero.reason
+
+
+def test_top_limits_the_alternatives_and_assumptions_are_kept(planned_recipe, cluster_like):
+    plan = search(planned_recipe(), cluster_like(), assumptions=["gpu: guessed"], top=2)
+    assert len(plan.alternatives) == 2
+    assert plan.assumptions[0] == "gpu: guessed"
+    assert "92%" in plan.assumptions[-1]
+
+
+def test_fp32_on_one_gpu_needs_no_sharding(plan_for):
+    plan = plan_for("gpt-demo", gpus=1, precision="fp32")
+    assert plan.strategy.zero_stage == 0
+
+
+def test_on_a_cpu_nothing_is_offloaded_to_the_cpu(planned_recipe, cluster_like):
+    cluster = cluster_like(gpus=2, name="cpu", memory_bytes=4 * GIB)
+    plan = search(planned_recipe("gpt-demo", global_batch_size=32), cluster)
+    assert plan.fits
+    assert {other.strategy.offload_optimizer for other in (plan.chosen, *plan.alternatives)} == {"none"}
+    assert not any("optimizer on cpu" in rejection.strategy for rejection in plan.rejected)
+
+
+def test_175b_on_eight_a100_does_not_fit_and_every_reason_has_its_numbers(planned_recipe, cluster_like):
+    plan = search(planned_recipe("gpt3-175b", global_batch_size=1536), cluster_like())
+    assert not plan.fits
+    # 16 bytes a parameter over 8 GPUs (Rajbhandari et al. 2020), and 2 more for fp32 sums, are 366 GiB each.
+    assert any("366" in rejection.reason or "365.9" in rejection.reason for rejection in plan.rejected)
+    assert all("GiB" in rejection.reason or "stage 0" in rejection.reason for rejection in plan.rejected)
+
+
+def _promise(plan):
+    """(GPUs, GiB of host memory per node or None) that the remedies promise to do."""
+    gpus = int(re.match(r"(\d+) GPUs", plan.remedies[0])[1])
+    host = re.search(r"([\d.]+) GiB of host memory", " ".join(plan.remedies))
+    return gpus, float(host[1]) if host else None
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "gpus", "precision"),
+    [
+        ("gpt3-6.7b", "t4", 1, "fp16"),
+        ("gpt3-6.7b", "v100-16gb", 1, "fp32"),
+        ("gpt3-175b", "a100-80gb", 8, "bf16"),  # here it is host memory that lacks
+    ],
+)
+def test_a_remedy_does_when_followed_and_half_as_many_nodes_would_not(
+    model, gpu, gpus, precision, planned_recipe, cluster_like
+):
+    recipe = planned_recipe(model, global_batch_size=6144, precision=precision)
+    plan = search(recipe, cluster_like(gpu, gpus=gpus))
+    assert not plan.fits
+    promised_gpus, host_gib = _promise(plan)
+    host = {} if host_gib is None else {"host_memory_bytes": int((host_gib + 0.1) * GIB)}
+    assert search(recipe, cluster_like(gpu, gpus=gpus, nodes=promised_gpus // gpus, **host)).fits
+    if promised_gpus == gpus:
+        return  # the same GPUs with more host memory
+    half = search(recipe, cluster_like(gpu, gpus=gpus, nodes=promised_gpus // gpus // 2, host_memory_bytes=2**60))
+    assert not half.fits
+
+
+def test_a_model_beyond_any_number_of_nodes_says_so(planned_recipe, cluster_like):
+    plan = search(planned_recipe("gpt3-175b", global_batch_size=1536, precision="fp16"), cluster_like("t4", gpus=1))
+    # ZeRO-3 gathers a layer whole: 1.8e9 parameters of 2 bytes, twice, beside its gradient, on 16 GiB.
+    assert plan.remedies == ("nothing in reach of more nodes: choose a smaller model or GPUs with more memory",)
+
+
+def test_where_the_host_is_too_small_that_is_said(planned_recipe, cluster_like):
+    # Every rank builds GPT-3 13B in fp32 before it is sharded: 8 x 12.85e9 x 4 bytes = 383 GiB.
+    plan = search(planned_recipe("gpt3-13b", global_batch_size=64), cluster_like(host_memory_bytes=256 * GIB))
+    assert not plan.fits
+    assert any("host memory" in rejection.reason and "383." in rejection.reason for rejection in plan.rejected)
+
+
+@pytest.mark.parametrize(("batch", "nearest"), [(100, "96 and 104"), (1, "8"), (511, "504 and 512"), (9, "8 and 16")])
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch, nearest, planned_recipe, cluster_like):
+    with pytest.raises(InputError) as caught:
+        search(planned_recipe(global_batch_size=batch), cluster_like())
+    assert caught.value.field == "global_batch_size"
+    assert caught.value.hint == f"nearest: {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "changes", "instead"),
+    [
+        ("v100-32gb", "bf16", {}, "fp16"),
+        ("t4", "bf16", {}, "fp16"),
+        ("a100-80gb", "fp16", {"name": "cpu"}, "bf16"),
+    ],
+)
+def test_a_precision_that_the_device_lacks_is_refused(gpu, precision, changes, instead, planned_recipe, cluster_like):
+    with pytest.raises(InputError) as caught:
+        search(planned_recipe("gpt-demo", precision=precision), cluster_like(gpu, **changes))
+    assert caught.value.field == "precision"
+    assert instead in caught.value.hint
+
+
+def test_a_huge_share_is_searched_in_a_moment(plan_for):
+    # 2^40 samples a rank: the micro batch is bounded, not enumerated.
+    assert plan_for("gpt3-1.3b", share=2**40).strategy.micro_batch_size <= 512
