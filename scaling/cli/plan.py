@@ -10,41 +10,30 @@ if TYPE_CHECKING:
     from scaling.plan import Plan
     from scaling.recipe import Recipe
 
-_MODEL, _CLUSTER, _TRAINING, _OUTPUT = "What to train", "On what", "How", "Output"
-
 
 def plan(
-    params: Annotated[str | None, typer.Option(help="Parameters, such as 1.3B.", rich_help_panel=_MODEL)] = None,
-    model: Annotated[str | None, typer.Option(help="A model by name, such as gpt2-xl.", rich_help_panel=_MODEL)] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe file.", rich_help_panel=_MODEL)] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node.", rich_help_panel=_CLUSTER)] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.", rich_help_panel=_CLUSTER)
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.", rich_help_panel=_CLUSTER)] = None,
-    hostfile: Annotated[
-        Path | None, typer.Option(help="Nodes and slots from a file.", rich_help_panel=_CLUSTER)
-    ] = None,
-    seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.", rich_help_panel=_TRAINING)] = None,
-    global_batch_size: Annotated[
-        int | None, typer.Option(help="Samples per optimizer step.", rich_help_panel=_TRAINING)
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="Tokens to train on, such as 26B.", rich_help_panel=_TRAINING)
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.", rich_help_panel=_TRAINING)] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw.", rich_help_panel=_TRAINING)] = None,
-    top: Annotated[int, typer.Option(min=0, help="Alternatives to list.", rich_help_panel=_OUTPUT)] = 5,
-    explain: Annotated[bool, typer.Option(help="Say why each other strategy lost.", rich_help_panel=_OUTPUT)] = False,
+    params: Annotated[str | None, typer.Option(help="Parameters, such as 1.3B.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model by name, such as gpt2-xl.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Nodes and slots from a file.")] = None,
+    seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.")] = None,
+    global_batch_size: Annotated[int | None, typer.Option(help="Samples per optimizer step.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Alternatives to list.")] = 5,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each other strategy lost.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Folder for ds_config.json, plan.json and recipe.yaml. Default: plans/NAME; "
-            "with --json nothing is written unless --out is given.",
-            rich_help_panel=_OUTPUT,
+            "with --json nothing is written unless --out is given."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.", rich_help_panel=_OUTPUT)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
 ) -> None:
     """How to train a model of this size, on these GPUs, at this batch.
 
