@@ -7,7 +7,6 @@ machine. Where a plan and a recipe meet, the recipe's numbers win or the run is 
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,7 +138,7 @@ def model_of(shape: Shape) -> str | Model:
     """How a recipe names `shape`: by the registry where it stands there, else by its dimensions."""
     if shape.name in registry.MODELS and registry.MODELS[shape.name].shape == shape:
         return shape.name
-    return Model(**{field.name: getattr(shape, field.name) for field in fields(Shape)})
+    return Model(**{name: getattr(shape, name) for name in Model.model_fields})
 
 
 def load(path: str | Path) -> Recipe:

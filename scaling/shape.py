@@ -1,25 +1,27 @@
 """A model's dimensions, and everything that follows from them: parameters, FLOPs.
 
-Alphabet: B batch, T sequence, D hidden, F intermediate, N heads, V vocabulary, P positions, L layers.
+Alphabet: T sequence, D hidden, F intermediate, N heads, K key-value heads, H head dim, V vocabulary, P positions, L layers.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from scaling.errors import InputError
 
-Family = Literal["gpt2", "bert"]
-FAMILIES: tuple[Family, ...] = ("gpt2", "bert")
+Family = Literal["gpt2", "bert", "llama"]
+FAMILIES: tuple[Family, ...] = ("gpt2", "bert", "llama")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """The dimensions that fix a Transformer's parameters.
 
-    Families: `gpt2`, a pre-norm decoder with learned positions and a tied head (Radford et al. 2019), also GPT-3's;
-    `bert`, a post-norm encoder with a masked-LM head tied to its embedding (Devlin et al. 2018, no pooler).
-    Counts equal those of transformers' GPT2LMHeadModel and BertForMaskedLM; tests/test_shape.py compares them.
+    Families: `gpt2`, a pre-norm decoder with learned positions (Radford et al. 2019), also GPT-3's and Megatron's GPT;
+    `bert`, a post-norm encoder with a masked-LM head tied to its embedding (Devlin et al. 2018, no pooler);
+    `llama`, a pre-norm decoder with RMSNorm, rotary positions and no biases (Touvron et al. 2023).
+    The switches below are the family's own unless given. Counts equal those of transformers' classes:
+    tests/test_shape.py compares them.
     """
 
     name: str
@@ -30,18 +32,33 @@ class Shape:
     intermediate_size: int
     vocab_size: int
     max_position_embeddings: int
+    num_key_value_heads: int = 0  # 0: as many as heads
+    gated_mlp: bool | None = None  # three matrices of D x F instead of two
+    tied_embeddings: bool | None = None
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise InputError("model.family", self.family, f"is not one of {', '.join(FAMILIES)}")
-        for field in fields(self)[2:]:
-            if getattr(self, field.name) < 1:
-                raise InputError(f"model.{field.name}", getattr(self, field.name), "must be at least 1")
+        for field, value in (
+            ("num_key_value_heads", self.num_key_value_heads or self.num_attention_heads),
+            ("gated_mlp", self.family == "llama" if self.gated_mlp is None else self.gated_mlp),
+            ("tied_embeddings", self.family != "llama" if self.tied_embeddings is None else self.tied_embeddings),
+        ):
+            object.__setattr__(self, field, value)
+        for field in _DIMENSIONS:
+            if getattr(self, field) < 1:
+                raise InputError(f"model.{field}", getattr(self, field), "must be at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 "model.num_attention_heads",
                 self.num_attention_heads,
                 f"does not divide hidden_size {self.hidden_size}",
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                "model.num_key_value_heads",
+                self.num_key_value_heads,
+                f"does not divide num_attention_heads {self.num_attention_heads}",
             )
 
     @property
@@ -49,28 +66,39 @@ class Shape:
         return self.hidden_size // self.num_attention_heads
 
     @cached_property
+    def key_value_size(self) -> int:
+        """Elements of one token's keys, or values: K H, which is D without grouped queries."""
+        return self.num_key_value_heads * self.head_dim
+
+    @cached_property
     def layer_matmul_params(self) -> int:
-        """Weights of one layer's matrices: query, key, value, output (4 D^2) and the MLP (2 D F)."""
+        """Weights of one layer's matrices: query and output 2 D^2, key and value 2 D K H, the MLP 2 or 3 D F."""
         D, F = self.hidden_size, self.intermediate_size
-        return 4 * D * D + 2 * D * F
+        return 2 * D * D + 2 * D * self.key_value_size + (3 if self.gated_mlp else 2) * D * F
 
     @cached_property
     def layer_params(self) -> int:
-        """One layer with its biases (4 D + F + D) and two LayerNorms (4 D)."""
+        """One layer with its norms and biases: LayerNorms 4 D and biases 4 D + F + D, or RMSNorms 2 D."""
         D, F = self.hidden_size, self.intermediate_size
-        return self.layer_matmul_params + 4 * D + F + D + 4 * D
+        if self.family == "llama":
+            return self.layer_matmul_params + 2 * D
+        attention_biases = 2 * D + 2 * self.key_value_size
+        return self.layer_matmul_params + attention_biases + F * (2 if self.gated_mlp else 1) + D + 4 * D
 
     @cached_property
     def params_by_part(self) -> dict[str, int]:
         """Parameters by part; tied weights are counted once, under the embedding."""
         L, D, V, P = self.num_layers, self.hidden_size, self.vocab_size, self.max_position_embeddings
-        parts = {"token_embedding": V * D, "position_embedding": P * D, "layers": L * self.layer_params}
-        if self.family == "gpt2":
-            parts["final_norm"] = 2 * D
+        parts = {"token_embedding": V * D, "layers": L * self.layer_params}
+        if self.family == "llama":
+            parts["final_norm"] = D
+        elif self.family == "gpt2":
+            parts |= {"position_embedding": P * D, "final_norm": 2 * D}
         else:
-            parts["token_type_embedding"] = 2 * D
-            parts["embedding_norm"] = 2 * D
+            parts |= {"position_embedding": P * D, "token_type_embedding": 2 * D, "embedding_norm": 2 * D}
             parts["mlm_head"] = D * D + D + 2 * D + V  # dense, its bias, LayerNorm, the decoder's own bias
+        if not self.tied_embeddings:
+            parts["head"] = V * D
         return parts
 
     @cached_property
@@ -94,3 +122,9 @@ class Shape:
         matmul = 6 * (self.num_layers * self.layer_matmul_params + predicted_fraction * head)
         attention = 12 * self.num_layers * D * seq_length
         return matmul + attention
+
+
+_DIMENSIONS = (
+    "num_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
+    "num_key_value_heads",
+)  # fmt: skip

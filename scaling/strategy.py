@@ -6,7 +6,7 @@ from typing import Literal
 from scaling.shape import Shape
 
 Offload = Literal["none", "cpu"]
-Checkpointing = Literal["none", "full"]
+Checkpointing = Literal["none", "selective", "full"]
 
 _LARGEST_BUCKET = 100_000_000  # elements: 0.2 GB in 16 bit, far beyond what saturates NVLink or a 400 Gb/s network
 _SMALLEST_BUCKET = 65_536
@@ -16,6 +16,9 @@ _SMALLEST_BUCKET = 65_536
 class Strategy:
     """Sizes multiply: world_size = data x tensor x pipeline x sequence parallel sizes.
 
+    `sequence_parallel_size` splits the sequence over ranks of its own (Ulysses, context parallelism);
+    `tensor_parallel_sequences` also splits it over the tensor-parallel ranks between their matmuls (Korthikanti et al.
+    2022). `virtual_pipeline_size` is the chunks of layers per pipeline rank (Narayanan et al. 2021).
     `reduce_bucket_size` and `allgather_bucket_size` are elements; the first is also ZeRO-3's prefetch bound.
     """
 
@@ -27,6 +30,8 @@ class Strategy:
     pipeline_parallel_size: int = 1
     sequence_parallel_size: int = 1
     expert_parallel_size: int = 1
+    virtual_pipeline_size: int = 1
+    tensor_parallel_sequences: bool = False
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: Checkpointing
@@ -36,6 +41,16 @@ class Strategy:
     @property
     def global_batch_size(self) -> int:
         return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model between them."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which ZeRO shards a parameter: data and sequence parallel ranks alike hold the same ones."""
+        return self.data_parallel_size * self.sequence_parallel_size
 
     @property
     def batch_equation(self) -> str:
@@ -54,7 +69,7 @@ def family_name(zero_stage: int, offload_optimizer: Offload, activation_checkpoi
     parts = [f"ZeRO-{zero_stage}"]
     if offload_optimizer != "none":
         parts.append(f"optimizer on {offload_optimizer}")
-    parts.append("full checkpointing" if activation_checkpointing == "full" else "no checkpointing")
+    parts.append("no checkpointing" if activation_checkpointing == "none" else f"{activation_checkpointing} checkpointing")
     return ", ".join(parts)
 
 
