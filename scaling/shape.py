@@ -1,6 +1,7 @@
 """A model's dimensions, and everything that follows from them: parameters, FLOPs.
 
-Alphabet: T sequence, D hidden, F intermediate, N heads, K key-value heads, H head dim, V vocabulary, P positions, L layers.
+Alphabet: T sequence, D hidden, F intermediate, N heads, K key-value heads, H head dim, V vocabulary, P positions,
+L layers.
 """
 
 from dataclasses import dataclass

@@ -69,7 +69,9 @@ def family_name(zero_stage: int, offload_optimizer: Offload, activation_checkpoi
     parts = [f"ZeRO-{zero_stage}"]
     if offload_optimizer != "none":
         parts.append(f"optimizer on {offload_optimizer}")
-    parts.append("no checkpointing" if activation_checkpointing == "none" else f"{activation_checkpointing} checkpointing")
+    parts.append(
+        "no checkpointing" if activation_checkpointing == "none" else f"{activation_checkpointing} checkpointing"
+    )
     return ", ".join(parts)
 
 

@@ -1,29 +1,26 @@
 """Bytes per rank: model states, activations, logits and buffers, at the moments that can be the peak.
 
-Structure is read from deepspeed 0.19.8 and transformers 5.23 and held against tensor bytes of real engine steps
-(tests/cost/test_memory_measured.py). Left out: tensor, pipeline, sequence and expert parallelism.
+Structure is read from deepspeed 0.19.8, transformers 5.23 and Megatron-LM, and held against tensor bytes of real engine
+steps (tests/cost/test_memory_measured.py) and against published runs (`scale validate`).
 
 Alphabet: B micro batch, T sequence, D hidden, F intermediate, N heads, V vocabulary, L layers, W data-parallel ranks.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
+from scaling.cost.job import Job
+from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Cluster
-from scaling.recipe import Recipe
 from scaling.shape import Shape
 from scaling.strategy import Strategy
 from scaling.units import GIB
 
 FP32_BYTES = 4
-ADAM_STATE_BYTES = 2 * FP32_BYTES  # first and second moment (torch.optim.AdamW, DeepSpeedCPUAdam)
 
 # Stage 0, and stage 1 where it accumulates in fp32 (BF16_Optimizer), flatten gradients for their all-reduce in pieces
 # of at most this many elements (deepspeed runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE).
 _FLAT_ELEMENTS = 500_000_000
-
-# Reserved over allocated for fixed shapes: caching-allocator rounding and fragmentation. An assumption; variable
-# sequence lengths cost 1.3 (PEFT's published full fine-tunes: 26.07 GB allocated, 34.3 GB reserved).
-RESERVED_OVER_ALLOCATED = 1.08
 
 # The share of a GPU that a plan may fill. The rest is for what the estimate misses.
 USABLE_FRACTION = 0.92
@@ -33,6 +30,8 @@ USABLE_FRACTION = 0.92
 _CUDA_CONTEXT_BYTES = int(0.6 * GIB)
 _NCCL_BYTES = int(1.5 * GIB)
 _CPU_CONTEXT_BYTES = int(0.45 * GIB)
+
+Rank = Literal["first", "last", "any"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +80,30 @@ class MemoryEstimate:
         return self.fits_device and self.fits_host
 
 
-def memory(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> MemoryEstimate:
-    """The estimate for training `recipe` by `strategy` on `cluster`."""
-    shape, precision = recipe.shape, recipe.precision
-    parameters, gradients, optimizer = model_states(shape, strategy, precision)
-    standing = gradients if keeps_gradients(strategy) else 0
-    saved, layer, working_set = activations(recipe, strategy)
-    buffers = communication_buffers(shape, strategy, precision)
+def memory(
+    job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED, *, rank: Rank = "any"
+) -> MemoryEstimate:
+    """The estimate for training `job` by `strategy` on `cluster`.
+
+    `rank` chooses a pipeline rank; "any" is the one that needs most, the first (most micro-batches in flight) or the
+    last (the logits).
+    """
+    if rank == "any" and strategy.pipeline_parallel_size > 1:
+        ends = [memory(job, strategy, cluster, profile, rank=end) for end in ("first", "last")]
+        return max(ends, key=lambda estimate: estimate.peak_allocated_bytes)
+    shape, precision = job.shape, job.precision
+    held = parameters_held(shape, strategy, rank)
+    parameters, gradients, optimizer = model_states(job, strategy, held, profile)
+    standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0
+    saved, layer, working_set = activations(job, strategy, profile, rank)
+    logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
+    buffers = communication_buffers(shape, strategy, precision, profile)
     recomputes = strategy.activation_checkpointing == "full"
     moments = {  # gradients, activations, logits, buffers
-        "loss": (standing, saved + (0 if recomputes else layer), loss_bytes(recipe, strategy), buffers),
+        "loss": (standing, saved + (0 if recomputes else layer), logits, buffers),
         "backward": (standing, saved + layer + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
-        "optimizer_step": (gradients, 0, 0, step_temporaries(shape, strategy, precision)),
+        "optimizer_step": (gradients, 0, 0, step_temporaries(held, strategy, precision, profile)),
     }
     moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
     gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts
@@ -109,7 +119,7 @@ def memory(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> MemoryEstima
         buffers_bytes=buffers_bytes,
         context_bytes=context,
         peak_allocated_bytes=peak,
-        peak_reserved_bytes=peak if cluster.is_cpu else int(peak * RESERVED_OVER_ALLOCATED),
+        peak_reserved_bytes=peak if cluster.is_cpu else int(peak * profile.reserved_over_allocated),
         capacity_bytes=cluster.accelerator.memory_bytes,
         host_bytes_per_node=host_bytes(shape, strategy, cluster),
         host_capacity_bytes=cluster.host_memory_bytes,
@@ -118,36 +128,70 @@ def memory(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> MemoryEstima
     )
 
 
+def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> int:
+    """Parameters of one rank before ZeRO: its pipeline stage, cut by tensor parallelism.
+
+    Of a pipeline the first rank has the embeddings and the last the head; a tied head is a second copy there.
+    """
+    tp, pp = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
+    if tp == pp == 1:
+        return shape.num_params
+    parts = {name: count for name, count in shape.params_by_part.items() if name != "layers"}
+    token_embedding = parts.pop("token_embedding")
+    uncut_per_layer = shape.layer_params - shape.layer_matmul_params
+    held = shape.num_layers * (shape.layer_matmul_params / tp + uncut_per_layer) / pp
+    if pp == 1:
+        return int(held + token_embedding / tp + parts.pop("head", 0) / tp + sum(parts.values()))
+    if rank == "last":
+        return int(held + shape.vocab_size * shape.hidden_size / tp + parts.get("final_norm", 0))
+    return int(held + token_embedding / tp + parts.get("position_embedding", 0))
+
+
 def element_bytes(precision: str) -> int:
     return FP32_BYTES if precision == "fp32" else 2
 
 
-def accumulation_bytes(strategy: Strategy, precision: str) -> int:
-    """Bytes per gradient element: fp32 where micro-batches are summed, the model's own width where there is one."""
+def accumulation_bytes(strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
+    """Bytes per gradient element between micro steps."""
+    if precision == "fp32" or profile.sums == "fp32" or profile.parameter_bytes == FP32_BYTES:
+        return FP32_BYTES
+    if profile.sums == "parameter":
+        return profile.parameter_bytes
     return FP32_BYTES if strategy.gradient_accumulation_steps > 1 else element_bytes(precision)
 
 
-def model_states(shape: Shape, strategy: Strategy, precision: str) -> tuple[int, int, int]:
-    """(parameters, gradients, optimizer) in bytes on one rank.
+def model_states(job: Job, strategy: Strategy, held: int, profile: Profile = DEEPSPEED) -> tuple[int, int, int]:
+    """(parameters, gradients, optimizer) in bytes on a rank that holds `held` parameters before ZeRO.
 
-    Optimizer: an fp32 master copy and Adam's two moments, sharded from stage 1; DeepSpeed keeps a master copy even
-    of fp32 parameters from stage 1. Gradients: sharded from stage 2; at stage 1 the accumulated fp32 ones stand
-    beside a micro-batch's 16-bit ones. (Rajbhandari et al. 2020, arXiv 1910.02054, figure 1, is the special case
-    2 + 2 + 12 bytes per parameter.)
+    Optimizer: an fp32 master copy and the moments, sharded from stage 1; DeepSpeed keeps a master copy even of fp32
+    parameters from stage 1. Gradients: sharded from stage 2; at stage 1 the accumulated fp32 ones stand beside a
+    micro-batch's 16-bit ones. (Rajbhandari et al. 2020, arXiv 1910.02054, figure 1, is the special case 2 + 2 + 12
+    bytes per parameter.)
     """
-    P, W = shape.num_params, strategy.data_parallel_size
-    width, accumulated = element_bytes(precision), accumulation_bytes(strategy, precision)
-    stage = strategy.zero_stage
-    master = FP32_BYTES if stage >= 1 or precision != "fp32" else 0
-    parameters = P * width // (W if stage == 3 else 1)
-    gradients = P * accumulated // (W if stage >= 2 else 1)
-    if stage <= 1 and accumulated != width:
-        gradients += P * width
-    optimizer = P * (master + ADAM_STATE_BYTES) // (W if stage >= 1 else 1)
+    Z, stage, precision = strategy.shards, strategy.zero_stage, job.precision
+    width = FP32_BYTES if precision == "fp32" else profile.parameter_bytes
+    accumulated = accumulation_bytes(strategy, precision, profile)
+    parameters = held * width // (Z if stage == 3 else 1)
+    gradients = held * accumulated // (Z if stage >= 2 else 1)
+    if stage <= 1 and profile.passing_gradients and accumulated != width:
+        gradients += held * width
+    if precision == "fp32":
+        master = FP32_BYTES if stage >= 1 and profile.buckets else 0
+        moment: float = FP32_BYTES
+    else:
+        master, moment = profile.master_bytes, profile.moment_bytes
+        parameters += held * profile.cast_bytes
+    if job.optimizer == "adamw8bit":
+        moment = 1
+    elif job.optimizer == "adafactor":  # a row and a column per matrix
+        moment = 0
+    optimizer = int(held * (master + 2 * moment)) // (Z if stage >= 1 else 1)
     if strategy.offload_optimizer == "cpu":
         optimizer = 0
         if stage >= 2:
             gradients = 0  # each bucket's share goes to the host as it is reduced
+    if strategy.offload_param == "cpu" and stage == 3:
+        parameters = 0
     return parameters, gradients, optimizer
 
 
@@ -156,59 +200,89 @@ def keeps_gradients(strategy: Strategy) -> bool:
     return strategy.gradient_accumulation_steps > 1 or strategy.zero_stage == 3
 
 
-def layer_saved_elements(shape: Shape) -> int:
-    """Elements per token that one layer saves for its backward, in the model's width; flash-like attention, no dropout.
+def layer_saved_elements(shape: Shape, profile: Profile = DEEPSPEED) -> tuple[float, float]:
+    """Elements per token that one layer saves for its backward: (those that tensor parallelism divides, the others).
 
-    Counted by operation, as autograd saves them. gpt2: first norm's input and output 2 D, query, key and value 3 D,
-    attention's output D, second norm's input and output 2 D, the MLP's pre-activation and activation 2 F.
-    bert: the layer's input D, query, key and value 3 D, attention's output D, each norm's input and the first one's
-    output 3 D, and 2 F. Norm statistics and the log-sum-exp (below 1 %) are left out.
+    Counted by operation, as autograd saves them, with flash attention and without dropout. Divided: query, key and
+    value, attention's output, and the MLP's pre-activation and activation (2 F), or a gated MLP's tensors. Not divided:
+    each norm's input and output, 4 D. For gpt2 and bert alike that is 8 D + 2 F. Norm statistics and the log-sum-exp
+    (below 1 %) are left out.
     """
-    return 8 * shape.hidden_size + 2 * shape.intermediate_size
+    D, F = shape.hidden_size, shape.intermediate_size
+    mlp = profile.gated_tensors * F if shape.gated_mlp else 2 * F
+    cut = D + 2 * shape.key_value_size + D * (1 + profile.context_copies) + mlp
+    uncut = 4 * D * (profile.rms_uncut if shape.family == "llama" else 1.0)
+    return profile.cut * cut, profile.uncut * uncut
 
 
-def activations(recipe: Recipe, strategy: Strategy) -> tuple[int, int, int]:
+def activations(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED, rank: Rank = "any") -> tuple[int, int, int]:
     """(what waits for the backward, the tensors of the layer at work, its gradients), in bytes.
 
     Without checkpointing the layer at work is one of those that waited; with it, its tensors are made again.
     """
-    shape = recipe.shape
-    tokens = strategy.micro_batch_size * recipe.data.seq_length
-    width = element_bytes(recipe.precision)
+    shape, tp = job.shape, strategy.tensor_parallel_size
+    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    width = element_bytes(job.precision)
+    uncut_by = tp if strategy.tensor_parallel_sequences else 1
+    cut, uncut = layer_saved_elements(shape, profile)
     # Dropout keeps its mask, a byte per element: after the embedding, the attention and the MLP.
-    masks = 3 * shape.hidden_size if recipe.dropout else 0
-    layer = tokens * (layer_saved_elements(shape) * width + masks)
+    masks = 3 * shape.hidden_size if job.dropout else 0
+    scores = 0.0
+    if job.attention == "eager":
+        scores = shape.num_attention_heads * job.seq_length * profile.score_bytes * width / 2 / tp
+    layer = tokens * (cut * width / tp + (uncut * width + masks) / uncut_by + scores)
     # Gradients of the MLP's activation and pre-activation (2 F), of the residual and of a norm's input (2 D).
-    gradients = tokens * (2 * shape.intermediate_size + 2 * shape.hidden_size) * width
-    if strategy.activation_checkpointing == "full":
-        checkpoints = shape.num_layers * tokens * shape.hidden_size * width
-        return checkpoints, layer, gradients
-    return (shape.num_layers - 1) * layer, layer, gradients
+    gradients = tokens * (2 * shape.intermediate_size / tp + 2 * shape.hidden_size / uncut_by) * width
+    waiting = shape.num_layers / strategy.pipeline_parallel_size * in_flight(strategy, rank)
+    checkpoint = tokens * shape.hidden_size * width / uncut_by
+    match strategy.activation_checkpointing:
+        case "full":
+            return int(waiting * checkpoint), int(layer), int(gradients)
+        case "selective":
+            return int(waiting * (layer - tokens * scores) * profile.selective_fraction), int(layer), int(gradients)
+    return int((waiting - 1) * layer), int(layer), int(gradients)
 
 
-def loss_bytes(recipe: Recipe, strategy: Strategy) -> int:
-    """Logits and what the loss makes of them (scaling/models/loss.py), at the loss's backward.
+def in_flight(strategy: Strategy, rank: Rank) -> float:
+    """Micro-batches whose activations a pipeline rank holds at once.
 
-    Logits in the model's width, their fp32 copy, the log-probabilities and the fp32 gradient: 4 more each; for a
-    16-bit model the copy is dropped before the gradient comes. Only positions with a target have logits.
+    1F1B: as many as there are ranks from it to the end. Interleaved in v chunks: (2 (p - r - 1) + (v - 1) p + 1) / v
+    micro-batches' worth at rank r (Narayanan et al. 2021; Megatron-LM core/pipeline_parallel/schedules.py).
     """
-    shape = recipe.shape
-    targets = strategy.micro_batch_size * recipe.data.seq_length * recipe.predicted_fraction
-    width = element_bytes(recipe.precision)
-    per_logit = width + (2 * FP32_BYTES + width if width < FP32_BYTES else 2 * FP32_BYTES)
-    return int(targets * shape.vocab_size * per_logit)
+    p, v, m = strategy.pipeline_parallel_size, strategy.virtual_pipeline_size, strategy.gradient_accumulation_steps
+    behind = 0 if rank == "last" else p - 1
+    if v == 1:
+        return min(behind + 1, m)
+    return min((2 * behind + (v - 1) * p + 1) / v, m)
 
 
-def communication_buffers(shape: Shape, strategy: Strategy, precision: str) -> int:
+def loss_bytes(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED) -> int:
+    """Logits and what the loss makes of them, at the loss's backward.
+
+    In 16 bit, for ours (scaling/models/loss.py): the logits 2, log-probabilities 4, their gradient 4, and the 16-bit
+    one 2 per logit; in fp32 4 + 4 + 4. Only positions with a target have logits; a fused loss holds none.
+    """
+    if job.fused_loss:
+        return 0
+    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    per_logit = 3 * FP32_BYTES if job.precision == "fp32" else profile.logit_bytes
+    return int(tokens * job.predicted_fraction * job.shape.vocab_size * per_logit / strategy.tensor_parallel_size)
+
+
+def communication_buffers(shape: Shape, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
     """Buckets, gathered parameters and unsharded gradients that live through forward and backward, in bytes.
 
-    Stages 1 and 2 hold two reduce buckets (overlapped) and the gradient of the largest module before it is copied
-    into one. Stage 3 holds the live parameters that emit() allows (ds_config/write.py), two buckets and the largest
-    module's gradient.
+    As we configure DeepSpeed, stages 1 and 2 hold two reduce buckets (overlapped) and the gradient of the largest
+    module before it is copied into one; stage 3 holds the live parameters that emit() allows (ds_config/write.py), two
+    buckets and the largest module's gradient. Other stacks: what stands gathered beside a sharded model, a constant.
     """
     width = element_bytes(precision)
+    if not profile.buckets:
+        gathered = profile.gathered_layers * shape.layer_params + 2 * shape.vocab_size * shape.hidden_size
+        whole = gathered / strategy.tensor_parallel_size if strategy.zero_stage == 3 else 0
+        return profile.constant_bytes + int(whole * width)
     buckets, module = 2 * strategy.reduce_bucket_size, shape.largest_layer_params
-    if strategy.zero_stage == 0 or strategy.data_parallel_size == 1:
+    if strategy.zero_stage == 0 or strategy.shards == 1:
         return module * width
     live = live_parameters(shape, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
     return (live + buckets + module) * width
@@ -219,23 +293,25 @@ def live_parameters(shape: Shape, prefetch: int) -> int:
     return 2 * shape.largest_layer_params + prefetch
 
 
-def step_temporaries(shape: Shape, strategy: Strategy, precision: str) -> int:
+def step_temporaries(held: int, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
     """What the optimizer step adds to the model states, in bytes.
 
-    Stages 1 to 3 copy the rank's gradients to fp32 for the master weights and gather the updated parameters in
-    buckets; a 16-bit stage-1 run that accumulates flattens its fp32 gradients for the all-reduce. torch's fused AdamW
-    itself needs nothing. Offloaded, both stay on the host.
+    DeepSpeed's stages 1 to 3 copy the rank's gradients to fp32 for the master weights and gather the updated
+    parameters in buckets; a 16-bit stage-1 run that accumulates flattens its fp32 gradients for the all-reduce.
+    torch's fused AdamW itself needs nothing. Offloaded, both stay on the host.
     """
-    P, W, stage = shape.num_params, strategy.data_parallel_size, strategy.zero_stage
+    if not profile.buckets:
+        return profile.constant_bytes
+    Z, stage = strategy.shards, strategy.zero_stage
     width = element_bytes(precision)
     gathering = 2 * strategy.allgather_bucket_size * width
     if stage == 0:
-        return min(_FLAT_ELEMENTS, P) * width if W > 1 else 0
+        return min(_FLAT_ELEMENTS, held) * width if Z > 1 else 0
     if strategy.offload_optimizer == "cpu":
         return gathering
-    if stage == 1 and accumulation_bytes(strategy, precision) != width:
-        return min(_FLAT_ELEMENTS, P) * FP32_BYTES
-    return P * FP32_BYTES // W + gathering
+    if stage == 1 and accumulation_bytes(strategy, precision, profile) != width:
+        return min(_FLAT_ELEMENTS, held) * FP32_BYTES
+    return held * FP32_BYTES // Z + gathering
 
 
 def host_bytes(shape: Shape, strategy: Strategy, cluster: Cluster) -> int:
@@ -248,5 +324,5 @@ def host_bytes(shape: Shape, strategy: Strategy, cluster: Cluster) -> int:
     building = ranks * P * FP32_BYTES
     if strategy.offload_optimizer == "none":
         return building
-    share = P * ranks // strategy.data_parallel_size
-    return building + share * (FP32_BYTES + ADAM_STATE_BYTES + FP32_BYTES + 2)
+    share = P * ranks // strategy.shards
+    return building + share * (FP32_BYTES + 2 * FP32_BYTES + FP32_BYTES + 2)

@@ -1,49 +1,159 @@
 """Stack profiles: the few coefficients in which code stacks differ, as data with provenance.
 
 The structure (what is sharded, when it lives, how many elements a layer saves) is the same for all and is never
-fitted. A profile scales it: how many copies of a tensor a stack's kernels keep, how wide its gradients are, what its
-loss holds per logit.
+fitted. A profile says how wide a stack's states are, how many copies of a tensor its kernels keep, and what its loss
+holds per logit. Counted values carry their arithmetic; fitted ones say to what.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from scaling.errors import InputError, did_you_mean
 from scaling.units import GIB
 
-
-@dataclass(frozen=True, kw_only=True)
-class Widths:
-    """Bytes per parameter on a rank before sharding; `passing` gradients live within one micro step's backward."""
-
-    parameter: int
-    passing: int
-    gradient: int
-    master: int
+Sum = Literal["fp32", "fp32 if summed", "parameter"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """`cut` scales the saved tensors that tensor parallelism divides, `uncut` those that it does not.
+    """One code stack.
 
-    `gated_tensors` of F elements are saved by a gated MLP: gate, up and their product are 3, the activated gate a 4th
-    where kernels are not fused. `score_bytes` are kept per attention score by eager attention, `logit_bytes` per logit
-    at the loss. `selective_fraction` of a layer's saved tensors remain under selective recomputation, `logit_peak`
-    where the logits' moment has its own. `gathered_layers` of parameters stand whole beside a fully sharded model.
+    Widths, in bytes per parameter of a 16-bit run: `parameter_bytes`, `master_bytes`, `moment_bytes` each; `sums` is
+    the width in which gradients are accumulated ("fp32 if summed": DeepSpeed as we configure it, fp32 where there is
+    more than one micro step). `passing_gradients` tells whether a micro step's own 16-bit gradients stand beside them,
+    `standing_gradients` whether their buffers are there from the start.
+
+    Activations, as multiples of what one layer saves by counting operations: `cut` for the tensors that tensor
+    parallelism divides, `uncut` for the norms' inputs and outputs, `rms_uncut` where the norm is an unfused RMSNorm.
+    `gated_tensors` of F elements are kept by a gated MLP: gate, up, product, and the activated gate unless fused.
+    `context_copies` of D elements follow attention. `selective_fraction` of a layer stays under selective recompute.
+    Eager attention keeps `score_bytes` per score, the loss `logit_bytes` per logit, a fused loss none.
+
+    `gathered_layers` layers stand whole beside a fully sharded model, and `constant_bytes` whatever the model.
     """
 
     name: str
-    cut: float
-    uncut: float
-    gated_tensors: int
-    score_bytes: float
-    logit_bytes: float
-    selective_fraction: float
-    constant_bytes: int
-    gathered_layers: float
-    reserved_over_allocated: float
-    widths: dict[str, Widths]
+    parameter_bytes: int = 2
+    master_bytes: int = 4
+    moment_bytes: int = 4
+    sums: Sum = "fp32"
+    passing_gradients: bool = False
+    standing_gradients: bool = False
+    cut: float = 1.0
+    uncut: float = 1.0
+    rms_uncut: float = 1.0
+    gated_tensors: int = 3
+    context_copies: float = 0.0
+    score_bytes: float = 5.0
+    logit_bytes: float = 14.0
+    selective_fraction: float = 0.33
+    cast_bytes: int = 0
+    constant_bytes: int = 0
+    gathered_layers: float = 2.0
+    reserved_over_allocated: float = 1.08
+    buckets: bool = False
     provenance: str
 
 
-_MIXED = Widths(parameter=2, passing=2, gradient=4, master=4)  # 16-bit weights, fp32 sums and master copy
-_FP32 = Widths(parameter=4, passing=0, gradient=4, master=0)
-_PURE = Widths(parameter=2, passing=0, gradient=2, master=0)
+# Unfused Llama kernels, as transformers 5 and litgpt have them: RMSNorm saves its input in fp32, the normalised value
+# and the output (8 bytes per element against LayerNorm's 4); the MLP saves gate, up, silu(gate) and their product;
+# attention's output is copied when its heads are merged.
+_UNFUSED = Profile(name="", rms_uncut=2.0, gated_tensors=4, context_copies=1.0, provenance="")
+_PURE = replace(_UNFUSED, master_bytes=0, moment_bytes=2, sums="parameter")  # everything in bf16
+
+_ROWS = (
+    replace(
+        _UNFUSED,
+        name="deepspeed",
+        sums="fp32 if summed",
+        passing_gradients=True,
+        context_copies=0.0,
+        logit_bytes=12.0,  # logits 2, log-probabilities 4, fp32 gradient 4, 16-bit gradient 2: scaling/models/loss.py
+        buckets=True,
+        provenance="ours: counted, and held against real engine steps in tests/cost/test_memory_measured.py",
+    ),
+    replace(
+        _UNFUSED,
+        name="deepspeed-defaults",
+        passing_gradients=True,
+        constant_bytes=int(4.5 * GIB),
+        provenance="transformers models under DeepSpeed's own defaults: counted kernels; two reduce buckets of 5e8 and "
+        "1e9 live parameters in 16 bit",
+    ),
+    Profile(
+        name="megatron-core",
+        standing_gradients=True,
+        uncut=1.1,
+        score_bytes=4.87,
+        logit_bytes=5.9,
+        constant_bytes=int(0.1 * GIB),
+        provenance="Megatron-LM functional tests: counted tensors; norms, scores, logits and the constant fitted by "
+        "non-negative least squares to 68 published peaks (Korthikanti et al. count 5 bytes a score)",
+    ),
+    Profile(
+        name="megatron-deepspeed",
+        passing_gradients=True,
+        uncut=1.1,
+        logit_bytes=5.9,
+        provenance="Megatron-DeepSpeed (the FPDT table of DeepSpeed's documentation): megatron-core's kernels and "
+        "DeepSpeed's states",
+    ),
+    Profile(
+        name="nanotron",
+        standing_gradients=True,
+        cut=2.15,
+        uncut=1.5,
+        logit_bytes=9.0,
+        constant_bytes=int(0.7 * GIB),
+        provenance="nanotron's benchmark heatmaps: fitted to 16 published peaks, of which it is not said whether they "
+        "are allocated or reserved",
+    ),
+    replace(
+        _UNFUSED,
+        name="torchtitan",
+        parameter_bytes=4,
+        master_bytes=0,
+        provenance="FSDP2, fp32 parameters and states, 16-bit compute: counted kernels",
+    ),
+    Profile(
+        name="llm-foundry",
+        parameter_bytes=4,
+        master_bytes=0,
+        provenance="llm-foundry's MPT under FSDP: fp32 parameters and states, low-precision LayerNorm; counted kernels",
+    ),
+    replace(_PURE, name="litgpt", provenance="litgpt, and Thunder's fork of it, in bf16-true: counted kernels"),
+    replace(_PURE, name="torchtune", provenance="torchtune full fine-tuning in bf16: counted kernels"),
+    replace(
+        _UNFUSED,
+        name="transformers",
+        parameter_bytes=4,
+        master_bytes=0,
+        provenance="transformers' Trainer in fp32: counted kernels",
+    ),
+    replace(
+        _UNFUSED,
+        name="transformers-amp",
+        parameter_bytes=4,
+        master_bytes=0,
+        cast_bytes=2,
+        uncut=2.5,  # a norm's input and output stay fp32, and the next matmul's cast copy is saved: 4 + 4 + 2 for 4
+        score_bytes=7.0,  # the softmax in fp32 4, dropout's mask 1, its output cast 2
+        provenance="transformers' Trainer with autocast: fp32 weights and a 16-bit copy of them; counted kernels",
+    ),
+    replace(_PURE, name="transformers-bf16", provenance="transformers' Trainer on a bf16 model: counted kernels"),
+    replace(
+        _UNFUSED,
+        name="colossalai",
+        sums="parameter",
+        provenance="ColossalAI's low-level ZeRO: 16-bit gradients, fp32 master copy; counted kernels",
+    ),
+)
+PROFILES: dict[str, Profile] = {row.name: row for row in _ROWS}
+DEEPSPEED = PROFILES["deepspeed"]
+
+
+def find_profile(name: str, field_name: str = "stack") -> Profile:
+    """The profile called `name`. Raises InputError with the closest names."""
+    if name not in PROFILES:
+        raise InputError(field_name, name, "is not a known stack", hint=did_you_mean(name, PROFILES))
+    return PROFILES[name]

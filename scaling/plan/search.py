@@ -107,10 +107,11 @@ def _strategies(
 
 
 def _priced(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> Candidate:
+    job = cost.Job.of(recipe)
     return Candidate(
         strategy=strategy,
-        memory=cost.memory(recipe, strategy, cluster),
-        time=cost.step_time(recipe, strategy, cluster),
+        memory=cost.memory(job, strategy, cluster),
+        time=cost.step_time(job, strategy, cluster),
     )
 
 

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scaling.cost import USABLE_FRACTION, memory
+from scaling.cost import USABLE_FRACTION, Job, memory
 from scaling.cost.memory import activations, model_states
 from scaling.registry import MODELS
 from scaling.shape import Shape
 from scaling.units import GIB
+
+_BF16_ADAM = SimpleNamespace(precision="bf16", optimizer="adamw")  # what model states depend on of a job
 
 
 @pytest.mark.parametrize(("zero_stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
@@ -20,7 +22,7 @@ def test_model_states_are_those_of_figure_1_of_the_zero_paper(zero_stage, gigaby
     strategy = strategy_like(
         planned_recipe(), zero_stage=zero_stage, data_parallel_size=64, gradient_accumulation_steps=1
     )
-    states = model_states(SimpleNamespace(num_params=7_500_000_000), strategy, "bf16")
+    states = model_states(_BF16_ADAM, strategy, 7_500_000_000)
     assert sum(states) / 1e9 == pytest.approx(gigabytes, abs=0.051)
 
 
@@ -32,7 +34,7 @@ def test_the_largest_model_on_64_gpus_is_that_of_table_2_of_the_zero_paper(
     strategy = strategy_like(
         planned_recipe(), zero_stage=zero_stage, data_parallel_size=64, gradient_accumulation_steps=1
     )
-    states = model_states(SimpleNamespace(num_params=int(billions * 1e9)), strategy, "bf16")
+    states = model_states(_BF16_ADAM, strategy, int(billions * 1e9))
     assert sum(states) / 1e9 == pytest.approx(32, rel=0.01)
 
 
@@ -69,7 +71,7 @@ def estimate(planned_recipe, strategy_like, cluster_like):
         recipe = planned_recipe(model, precision=precision, seq_length=seq_length, dropout=dropout)
         ranks = fields["data_parallel_size"]
         cluster = cluster_like(nodes=ranks // 8 or 1, gpus=8 if ranks % 8 == 0 else ranks)
-        return memory(recipe, strategy_like(recipe, **fields), cluster)
+        return memory(Job.of(recipe), strategy_like(recipe, **fields), cluster)
 
     return of
 
@@ -170,7 +172,7 @@ def test_without_checkpointing_a_layer_saves_34_bytes_per_hidden_less_its_dropou
     # Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1: s b h (34 + 5 a s / h) bytes a layer in 16 bit with eager
     # attention and dropout. Without the square (flash) and without the two masks of a byte, 32.
     recipe = planned_recipe(name)
-    waiting, layer, _ = activations(recipe, strategy_like(recipe, micro_batch_size=3))
+    waiting, layer, _ = activations(Job.of(recipe), strategy_like(recipe, micro_batch_size=3))
     tokens = 3 * recipe.data.seq_length
     assert (waiting + layer) / (recipe.shape.num_layers * tokens * recipe.shape.hidden_size) == 32
 
@@ -190,7 +192,7 @@ def test_a_cpu_rank_reserves_what_it_allocates_and_shares_the_machine(planned_re
     recipe = planned_recipe("gpt-demo")
     strategy = strategy_like(recipe, data_parallel_size=2)
     cpu = cluster_like("a100-80gb", gpus=2, name="cpu", memory_bytes=4 * GIB)
-    found = memory(recipe, strategy, cpu)
+    found = memory(Job.of(recipe), strategy, cpu)
     assert found.peak_reserved_bytes == found.peak_allocated_bytes
     assert found.capacity_bytes == 4 * GIB
     # A rank that has imported torch, transformers and deepspeed takes about half a GiB.

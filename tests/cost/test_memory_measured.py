@@ -40,6 +40,6 @@ def test_predicted_peak_is_within_5_percent_of_the_measured_one(name, tmp_path):
     run(tmp_path / "run", recipe, strategy, "--max_steps", "2")
     measured = json.loads((tmp_path / "run" / "measured.json").read_text())["peak_allocated_bytes"]["value"]
     cluster, _ = hardware.cluster_of("cpu", strategy.data_parallel_size, 1, None, None)
-    predicted = cost.memory(recipe, strategy, cluster).peak_allocated_bytes
+    predicted = cost.memory(cost.Job.of(recipe), strategy, cluster).peak_allocated_bytes
     print(f"{name}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {predicted / measured:.3f}")  # noqa: T201
     assert predicted == pytest.approx(measured, rel=0.05)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scaling.cost import step_time
+from scaling.cost import Job, step_time
 from scaling.cost.step_time import communication_bytes
 from scaling.registry import MODELS
 
@@ -40,7 +40,7 @@ def estimate(planned_recipe, strategy_like, cluster_like):
         batch = strategy_fields["micro_batch_size"] * strategy_fields["gradient_accumulation_steps"] * ranks
         recipe = planned_recipe(model, precision=precision, seq_length=seq_length, global_batch_size=batch)
         strategy = strategy_like(recipe, data_parallel_size=ranks, **strategy_fields)
-        return recipe, strategy, step_time(recipe, strategy, cluster)
+        return recipe, strategy, step_time(Job.of(recipe), strategy, cluster)
 
     return of
 
@@ -82,7 +82,7 @@ def test_full_checkpointing_is_never_faster_and_computes_at_most_a_third_more(es
 @given(_situations())
 def test_one_rank_sends_nothing(estimate, situation):
     recipe, strategy, found = estimate(**{**situation, "nodes": 1, "gpus": 1})
-    assert communication_bytes(recipe, strategy) == 0
+    assert communication_bytes(Job.of(recipe), strategy) == 0
     assert found.communication_s == 0
 
 
@@ -106,7 +106,7 @@ def test_the_communication_volume_is_that_of_the_zero_paper(zero_stage, volume, 
         model="gpt3-1.3b", zero_stage=zero_stage, micro_batch_size=1, gradient_accumulation_steps=1, nodes=128
     )
     volume += zero_stage == 1
-    elements = communication_bytes(recipe, strategy) / 2
+    elements = communication_bytes(Job.of(recipe), strategy) / 2
     assert elements / recipe.shape.num_params == pytest.approx(volume, rel=0.002)  # a ring: (W - 1) / W of it
 
 

@@ -58,8 +58,8 @@ def test_every_plan_is_legal_and_one_called_feasible_is_accepted_by_deepspeed(pl
     assert plan.fits == (plan.remedies == ())
     for candidate in (plan.chosen, *plan.alternatives):
         # The price is that of the floor below, not of some other strategy.
-        assert candidate.memory == cost.memory(recipe, candidate.strategy, cluster)
-        assert candidate.time == cost.step_time(recipe, candidate.strategy, cluster)
+        assert candidate.memory == cost.memory(cost.Job.of(recipe), candidate.strategy, cluster)
+        assert candidate.time == cost.step_time(cost.Job.of(recipe), candidate.strategy, cluster)
     if not plan.fits:
         assert plan.alternatives == ()
         return

@@ -1,0 +1,6 @@
+"""The estimate held against published and measured runs: errors by row and by configuration, and what a fit would gain."""
+
+from scaling.validate.runs import Run, Skipped, load
+from scaling.validate.score import score
+
+__all__ = ["Run", "Skipped", "load", "score"]

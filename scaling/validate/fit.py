@@ -1,0 +1,109 @@
+"""Fitting a profile's coefficients to measured runs, and how well that predicts a configuration that was left out.
+
+The estimate is piecewise linear in the coefficients, so a few rounds of linear least squares on relative errors find
+them. A weak pull towards the shipped values keeps a coefficient that no run speaks of where it was; none is negative.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from scaling.cost.profile import Profile
+from scaling.units import GIB
+from scaling.validate.runs import Run
+from scaling.validate.score import predicted_peak
+
+Vector = npt.NDArray[np.float64]
+
+# The coefficients that are fitted, each with the scale of a step in it.
+_SCALES = {"cut": 1.0, "uncut": 1.0, "score_bytes": 5.0, "logit_bytes": 10.0, "constant_bytes": float(GIB)}
+# How much a coefficient's distance from its shipped value, in its scale, weighs against a relative error.
+_PULL = 0.2
+_ROUNDS = 4
+
+
+def fitted(profile: Profile, runs: Sequence[Run]) -> Profile:
+    """`profile` with the coefficients that predict the peaks of `runs` best; every run counts once a configuration."""
+    weights = _one_vote_each(runs)
+    measured = np.array([run.measured_peak_bytes for run in runs], dtype=np.float64)
+    names, scales = list(_SCALES), np.array(list(_SCALES.values()))
+    prior = np.array([getattr(profile, name) for name in names], dtype=np.float64)
+
+    def predict(values: Vector) -> Vector:
+        return np.array([predicted_peak(run, _with(run.profile, profile, names, values)) for run in runs])
+
+    values = prior.copy()
+    for _ in range(_ROUNDS):
+        here = predict(values)
+        slopes = _slopes(predict, values, here, scales)
+        # Unknowns are distances from the prior in their scales; rows are relative errors.
+        rows = slopes * scales / measured[:, None] * weights[:, None]
+        wanted = (measured - here + slopes @ (values - prior)) / measured * weights
+        pull = _PULL * np.eye(len(names))
+        distance = bounded_least_squares(
+            np.vstack([rows, pull]), np.concatenate([wanted, np.zeros(len(names))]), low=-prior / scales
+        )
+        values = prior + distance * scales
+    return _with(profile, profile, names, values)
+
+
+def _with(of_run: Profile, base: Profile, names: Sequence[str], values: Vector) -> Profile:
+    """A run's own profile, which may fuse kernels, with the fitted coefficients."""
+    changes = {name: float(value) for name, value in zip(names, values, strict=True)}
+    changes["constant_bytes"] = int(changes["constant_bytes"])
+    # What a run's kernels save on, compared with the stack's usual ones, it saves after the fit as well.
+    changes["logit_bytes"] *= of_run.logit_bytes / base.logit_bytes
+    return replace(of_run, **changes)  # type: ignore[arg-type]
+
+
+def _slopes(predict: Callable[[Vector], Vector], values: Vector, here: Vector, scales: Vector) -> Vector:
+    """d(prediction) / d(coefficient), runs by coefficients, by small steps upwards."""
+    columns = []
+    for index, scale in enumerate(scales):
+        step = np.zeros_like(values)
+        step[index] = 0.02 * scale
+        columns.append((predict(values + step) - here) / step[index])
+    return np.stack(columns, axis=1)
+
+
+def bounded_least_squares(rows: Vector, wanted: Vector, low: Vector) -> Vector:
+    """argmin |rows x - wanted|^2 with x >= low, by coordinate descent: small, and convex, so it ends at the optimum."""
+    x = np.maximum(low, 0.0)
+    norms = (rows**2).sum(axis=0)
+    residual = wanted - rows @ x
+    for _ in range(2000):
+        largest = 0.0
+        for j in np.flatnonzero(norms):
+            moved = max(low[j], x[j] + rows[:, j] @ residual / norms[j]) - x[j]
+            x[j] += moved
+            residual -= rows[:, j] * moved
+            largest = max(largest, abs(moved))
+        if largest < 1e-9:
+            break
+    return x
+
+
+def _one_vote_each(runs: Sequence[Run]) -> Vector:
+    """1 / sqrt(rows of the same configuration), so that repeats do not outvote."""
+    counts: dict[tuple[object, ...], int] = defaultdict(int)
+    for run in runs:
+        counts[run.configuration] += 1
+    return np.array([counts[run.configuration] ** -0.5 for run in runs])
+
+
+def left_out_errors(runs: Sequence[Run], stack_profile: Profile) -> dict[str, float]:
+    """{run id: relative error} where each configuration is predicted by a fit to all the others of its stack."""
+    errors = {}
+    for configuration in {run.configuration for run in runs}:
+        others = [run for run in runs if run.configuration != configuration]
+        best = fitted(stack_profile, others) if others else stack_profile
+        names = list(_SCALES)
+        values = np.array([getattr(best, name) for name in names], dtype=np.float64)
+        for run in runs:
+            if run.configuration == configuration:
+                profile = _with(run.profile, stack_profile, names, values)
+                errors[run.id] = predicted_peak(run, profile) / float(run.measured_peak_bytes or 0) - 1
+    return errors
