@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from scaling.cli import export, generate, plan, report
+from scaling.cli import calibrate, export, generate, plan, report, validate
 from scaling.errors import ScaleError
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app.command("plan")(plan.plan)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("report")(report.report)
+app.command("validate")(validate.validate)
+app.command("calibrate")(calibrate.calibrate)
 
 
 @app.callback(invoke_without_command=True)

@@ -24,6 +24,7 @@ def plan(
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Alternatives to list.")] = 5,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each other strategy lost.")] = False,
     out: Annotated[
@@ -40,6 +41,7 @@ def plan(
     Exit 0: it fits. Exit 1: it does not, and what would. Nothing is written then.
     """
     from scaling import hardware
+    from scaling.cost.profile import DEEPSPEED, load_profile
     from scaling.launch import bundle, parse_hostfile
     from scaling.plan import search
 
@@ -49,7 +51,8 @@ def plan(
         recipe, cluster, params=params, model=model, seq_length=seq_length, global_batch_size=global_batch_size,
         tokens=tokens, precision=precision, optimizer=optimizer,
     )  # fmt: skip
-    answer = search(what, cluster, assumptions=[*assumptions, *said], top=top)
+    known = load_profile(profile) if profile else DEEPSPEED
+    answer = search(what, cluster, assumptions=[*assumptions, *said], top=top, profile=known)
     folder = (
         out or Path("plans") / f"{what.name}-{cluster.num_nodes}x{cluster.gpus_per_node}-{cluster.accelerator.name}"
     )

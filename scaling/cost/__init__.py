@@ -4,4 +4,4 @@ from scaling.cost.job import Job
 from scaling.cost.memory import USABLE_FRACTION, MemoryEstimate, memory
 from scaling.cost.step_time import TimeEstimate, step_time
 
-__all__ = ["Job", "USABLE_FRACTION", "MemoryEstimate", "TimeEstimate", "memory", "step_time"]
+__all__ = ["USABLE_FRACTION", "Job", "MemoryEstimate", "TimeEstimate", "memory", "step_time"]

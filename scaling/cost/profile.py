@@ -5,10 +5,13 @@ fitted. A profile says how wide a stack's states are, how many copies of a tenso
 holds per logit. Counted values carry their arithmetic; fitted ones say to what.
 """
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal
 
 from scaling.errors import InputError, did_you_mean
+from scaling.files import read_text
 from scaling.units import GIB
 
 Sum = Literal["fp32", "fp32 if summed", "parameter"]
@@ -119,6 +122,8 @@ _ROWS = (
         name="llm-foundry",
         parameter_bytes=4,
         master_bytes=0,
+        logit_bytes=4.0,  # 16-bit logits and their gradient: flash-attn's fused cross-entropy, the default there
+        reserved_over_allocated=1.05,
         provenance="llm-foundry's MPT under FSDP: fp32 parameters and states, low-precision LayerNorm; counted kernels",
     ),
     replace(_PURE, name="litgpt", provenance="litgpt, and Thunder's fork of it, in bf16-true: counted kernels"),
@@ -157,3 +162,21 @@ def find_profile(name: str, field_name: str = "stack") -> Profile:
     if name not in PROFILES:
         raise InputError(field_name, name, "is not a known stack", hint=did_you_mean(name, PROFILES))
     return PROFILES[name]
+
+
+def load_profile(path: str | Path) -> Profile:
+    """The profile in a file of `scale calibrate`. Raises InputError where it is not one."""
+    try:
+        document = json.loads(read_text(path, "profile"))
+        shipped, coefficients = find_profile(document["stack"], "profile"), document["coefficients"]
+        known = {field.name for field in fields(Profile) if field.type in (float, int)}
+        wrong = [name for name, value in coefficients.items() if name not in known or not value >= 0]
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            "profile", str(path), f"is not a profile: {error}", hint="`scale calibrate` writes one"
+        ) from None
+    if wrong:
+        raise InputError("profile", str(path), f"has coefficients that cannot be: {', '.join(wrong)}")
+    return replace(shipped, **coefficients, provenance=f"calibrated: {path}")

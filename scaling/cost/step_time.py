@@ -1,7 +1,7 @@
 """Seconds per optimizer step: arithmetic, memory traffic, communication, offload; and what follows for a whole run.
 
-A roofline in eight terms: each is a quantity over the hardware's own rate, times a coefficient that says how far from it
-training stays. The coefficients are few and shared; `scale validate` holds them against published runs.
+A roofline in eight terms: each is a quantity over the hardware's own rate, times a coefficient that says how far from
+it training stays. The coefficients are few and shared; `scale validate` holds them against published runs.
 
 Alphabet: T sequence, D hidden, L layers, W data-parallel ranks.
 """
@@ -39,9 +39,9 @@ class Terms:
     offload: float = 1.0
 
 
-# Least squares on relative errors of 129 published runs of llm-foundry (MPT 125M to 70B, 8 to 512 GPUs, A100-40, A100-80,
-# H100), with a weak pull to round values; leaving each model out, the median error is 3.6 %. Matmul and attention are
-# per GPU, against its dense peak; the others are shared.
+# Least squares on relative errors of 129 published runs of llm-foundry (MPT 125M to 70B, 8 to 512 GPUs, A100-40,
+# A100-80, H100), with a weak pull to round values; leaving each model out, the median error is 3.6 %. Matmul and
+# attention are per GPU, against its dense peak; the others are shared.
 _SHARED = {"memory": 1.2, "optimizer": 1.7, "link": 0.8, "network": 0.4, "layers": 2.7}
 _FITTED = {
     "a100-40gb": Terms(matmul=1.32, attention=3.14, **_SHARED),
@@ -50,7 +50,7 @@ _FITTED = {
 }
 # For a GPU without published runs: how far the three above stay from their measured matmul ceiling.
 _MATMUL_OVER_CEILING, _ATTENTION_OVER_CEILING = 1.16, 3.3
-# A CPU's 16-bit elementwise kernels stay far below a plain copy; a layer costs Python and hooks: docs/log.md, 2026-11-24.
+# A CPU's 16-bit elementwise kernels stay far below a plain copy, and a layer costs Python and hooks: docs/log.md.
 _CPU = Terms(matmul=1.1, attention=1.6, memory=4.5, optimizer=4.5, link=1.0, network=1.0, layers=1.5)
 
 
@@ -125,8 +125,8 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     moved = (6 if recomputes else 4) * saved + 3 * loss_bytes(job, strategy, profile)
     share = shape.num_params / (strategy.shards if strategy.zero_stage >= 1 else 1)
     offloaded = strategy.offload_optimizer == "cpu"
-    # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the host,
-    # a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
+    # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
+    # host, a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
     host = share * cluster.gpus_per_node * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
 
     per_node, nodes = cluster.gpus_per_node, cluster.num_nodes
@@ -166,9 +166,9 @@ def attention_forward_flops(job: Job, tokens: float) -> float:
 def communication_bytes(job: Job, strategy: Strategy) -> float:
     """Bytes of tensors that go over rings in an optimizer step; a rank sends (W - 1) / W of them.
 
-    An all-reduce moves its tensor twice, a reduce-scatter or all-gather once. Stages 0 and 1 reduce once a step (stage 1
-    all-reduces, in fp32 where it accumulates), stages 2 and 3 every micro step; stage 3 gathers the parameters for each
-    forward and each backward. (Rajbhandari et al. 2020, section 7.)
+    An all-reduce moves its tensor twice, a reduce-scatter or all-gather once. Stages 0 and 1 reduce once a step (stage
+    1 all-reduces, in fp32 where it accumulates), stages 2 and 3 every micro step; stage 3 gathers the parameters for
+    each forward and each backward. (Rajbhandari et al. 2020, section 7.)
     """
     P, steps = job.shape.num_params, strategy.gradient_accumulation_steps
     width = element_bytes(job.precision)

@@ -10,6 +10,7 @@ from itertools import groupby, product
 from math import ceil
 
 from scaling import cost
+from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
 from scaling.plan.plan import Candidate, Plan, Rejection
@@ -31,6 +32,7 @@ def search(
     assumptions: Iterable[str] = (),
     top: int = 5,
     zero_stages: Collection[int] = range(4),
+    profile: Profile = DEEPSPEED,
 ) -> Plan:
     """The plan for `recipe` on `cluster`; `fits` is False where nothing does, with remedies.
 
@@ -46,7 +48,7 @@ def search(
         if reason:
             rejected.append(Rejection(strategy=family_name(*family), reason=reason))
             continue
-        candidates = [_priced(recipe, strategy, cluster) for strategy in _strategies(recipe, cluster, *family)]
+        candidates = [_priced(recipe, strategy, cluster, profile) for strategy in _strategies(recipe, cluster, *family)]
         enough = [candidate for candidate in candidates if candidate.memory.fits]
         if enough:
             fitting.append(_best(enough))
@@ -63,7 +65,7 @@ def search(
         alternatives=tuple(others[:top]),
         rejected=_merged([*rejected, *(_slower(other, chosen) for other in others)]),
         assumptions=(*assumptions, f"headroom: a process may fill {cost.USABLE_FRACTION:.0%} of a device"),
-        remedies=() if fitting else _remedies(recipe, cluster),
+        remedies=() if fitting else _remedies(recipe, cluster, profile),
     )
 
 
@@ -106,12 +108,12 @@ def _strategies(
             )
 
 
-def _priced(recipe: Recipe, strategy: Strategy, cluster: Cluster) -> Candidate:
+def _priced(recipe: Recipe, strategy: Strategy, cluster: Cluster, profile: Profile) -> Candidate:
     job = cost.Job.of(recipe)
     return Candidate(
         strategy=strategy,
-        memory=cost.memory(job, strategy, cluster),
-        time=cost.step_time(job, strategy, cluster),
+        memory=cost.memory(job, strategy, cluster, profile),
+        time=cost.step_time(job, strategy, cluster, profile),
     )
 
 
@@ -171,7 +173,7 @@ def _merged(rejections: list[Rejection]) -> tuple[Rejection, ...]:
     return tuple(merged)
 
 
-def _remedies(recipe: Recipe, cluster: Cluster) -> tuple[str, ...]:
+def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[str, ...]:
     """What would make it fit: the fewest nodes, doubling, on which some strategy fits the device."""
     nodes = cluster.num_nodes
     while nodes <= 4096:
@@ -182,7 +184,7 @@ def _remedies(recipe: Recipe, cluster: Cluster) -> tuple[str, ...]:
         for family in _families(larger):
             if _illegal(adapted, larger, *family):
                 continue
-            candidate = _priced(adapted, next(_strategies(adapted, larger, *family)), larger)
+            candidate = _priced(adapted, next(_strategies(adapted, larger, *family)), larger, profile)
             if candidate.memory.fits_device:
                 said = "" if batch == recipe.global_batch_size else f" and a global batch of {batch}"
                 each = format_bytes(candidate.memory.total_bytes)

@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from scaling.cost.profile import Profile
+from scaling.cost.profile import Profile, find_profile
+from scaling.errors import InputError
 from scaling.units import GIB
+from scaling.validate.predict import predicted_peak
 from scaling.validate.runs import Run
-from scaling.validate.score import predicted_peak
 
 Vector = npt.NDArray[np.float64]
 
@@ -94,16 +95,49 @@ def _one_vote_each(runs: Sequence[Run]) -> Vector:
     return np.array([counts[run.configuration] ** -0.5 for run in runs])
 
 
-def left_out_errors(runs: Sequence[Run], stack_profile: Profile) -> dict[str, float]:
-    """{run id: relative error} where each configuration is predicted by a fit to all the others of its stack."""
+def left_out_errors(runs: Sequence[Run]) -> dict[str, float]:
+    """{run id: relative error}, each configuration predicted by a fit to all the others. `runs` share a stack."""
+    stack_profile = find_profile(runs[0].stack)
     errors = {}
     for configuration in {run.configuration for run in runs}:
         others = [run for run in runs if run.configuration != configuration]
         best = fitted(stack_profile, others) if others else stack_profile
-        names = list(_SCALES)
-        values = np.array([getattr(best, name) for name in names], dtype=np.float64)
         for run in runs:
             if run.configuration == configuration:
-                profile = _with(run.profile, stack_profile, names, values)
-                errors[run.id] = predicted_peak(run, profile) / float(run.measured_peak_bytes or 0) - 1
+                predicted = predicted_peak(run, for_run(best, stack_profile, run))
+                errors[run.id] = predicted / float(run.measured_peak_bytes or 0) - 1
     return errors
+
+
+def for_run(best: Profile, stack_profile: Profile, run: Run) -> Profile:
+    """`best`, fitted to a stack, for one run of it, whose kernels may be fused unlike the stack's usual ones."""
+    values = np.array([getattr(best, name) for name in _SCALES], dtype=np.float64)
+    return _with(run.profile, stack_profile, list(_SCALES), values)
+
+
+def calibrated(runs: Sequence[Run]) -> tuple[Profile, dict[str, object]]:
+    """The profile fitted to `runs`, and the file that `--profile` reads: coefficients with where they come from.
+
+    Raises InputError where the runs are of several stacks or none measured a peak.
+    """
+    peaks = [run for run in runs if run.measured_peak_bytes is not None]
+    stacks = sorted({run.stack for run in peaks})
+    if len(stacks) != 1:
+        raise InputError("runs", stacks, "is not one stack with measured peaks", hint="calibrate one stack at a time")
+    shipped = find_profile(stacks[0])
+    best = fitted(shipped, peaks)
+
+    def worst(profile: Profile) -> float:
+        predicted = [predicted_peak(run, for_run(profile, shipped, run)) for run in peaks]
+        return max(
+            abs(peak / float(run.measured_peak_bytes or 0) - 1) for peak, run in zip(predicted, peaks, strict=True)
+        )
+
+    document: dict[str, object] = {
+        "stack": best.name,
+        "coefficients": {name: getattr(best, name) for name in _SCALES},
+        "rows": len(peaks),
+        "worst_error_before": worst(shipped),
+        "worst_error_after": worst(best),
+    }
+    return best, document

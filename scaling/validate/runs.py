@@ -22,6 +22,8 @@ from scaling.shape import Family, Shape
 from scaling.strategy import Offload, Strategy
 from scaling.units import GIB
 
+UNKNOWN_GPU = "unknown"
+
 PeakKind = Literal["allocated", "reserved", "process"]
 
 COLUMNS = (
@@ -200,13 +202,12 @@ def _strategy(row: dict[str, str], stack: str) -> Strategy:
         raise _Skip(f"act_ckpt is {checkpointing!r}" if checkpointing else "act_ckpt is not given")
     steps = _whole(row, "grad_accum", default=1 if pp == 1 else None)
     chunk = re.search(r"num-layers-per-virtual-pipeline-stage=(\d+)", row["notes"])
-    offload: dict[str, Offload] = {
-        "offload_optimizer": "cpu" if "optimizer cpu" in row["offload"] else "none",
-        "offload_param": "cpu" if "param" in row["offload"] else "none",
-    }
+    optimizer_offload: Offload = "cpu" if "optimizer cpu" in row["offload"] else "none"
+    parameter_offload: Offload = "cpu" if "param" in row["offload"] else "none"
     return Strategy(
         zero_stage=stages[sharding],
-        **offload,
+        offload_optimizer=optimizer_offload,
+        offload_param=parameter_offload,
         data_parallel_size=gpus // (tp * pp * split),
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
@@ -235,7 +236,7 @@ def _job(row: dict[str, str], strategy: Strategy, stack: str, assumptions: list[
         raise _Skip("precision is not given")
     shape = _shape(row, strategy, stack, assumptions)
     # Megatron and BERT drop a tenth unless told otherwise; the others do not drop at all.
-    drops = stack == "megatron-core" and "hidden-dropout=0" not in notes or shape.family == "bert"
+    drops = (stack == "megatron-core" and "hidden-dropout=0" not in notes) or shape.family == "bert"
     kept: Attention = "eager" if attention.startswith("eager") else "flash"
     return Job(
         shape=shape,
@@ -302,7 +303,7 @@ def _cluster(row: dict[str, str]) -> Cluster:
     gpus = _whole(row, "gpus")
     known = _accelerator(row["gpu_type"])
     memory = row["gpu_mem_gib"]
-    accelerator = known or replace(ACCELERATORS["a100-80gb"], name="unknown")
+    accelerator = known or replace(ACCELERATORS["a100-80gb"], name=UNKNOWN_GPU)
     if memory:
         accelerator = replace(accelerator, memory_bytes=int(float(memory) * GIB))
     per_node = min(gpus, accelerator.gpus_per_node)

@@ -6,42 +6,84 @@ from statistics import median
 from typing import Any
 
 from scaling import cost
-from scaling.cost.profile import Profile
 from scaling.units import GIB
-from scaling.validate.runs import Run, Skipped
+from scaling.validate.fit import left_out_errors
+from scaling.validate.predict import relative_error
+from scaling.validate.runs import UNKNOWN_GPU, Run, Skipped
 
 _LARGE_BYTES = 5 * GIB
 
 
-def predicted_peak(run: Run, profile: Profile | None = None) -> float:
-    """The estimate of what the run's source measured: allocated, reserved, or the whole process."""
-    estimate = cost.memory(run.job, run.strategy, run.cluster, profile or run.profile, rank=run.rank)
-    match run.peak_kind:
-        case "allocated":
-            return estimate.peak_allocated_bytes
-        case "reserved":
-            return estimate.peak_reserved_bytes
-        case "process":
-            return estimate.total_bytes
+def score(runs: Sequence[Run], skipped: Sequence[Skipped], *, calibrated: bool = False) -> dict[str, Any]:
+    """What `scale validate --json` prints: errors of peak memory and speed over all and per stack, and verdicts.
 
-
-def relative_error(run: Run, profile: Profile | None = None) -> float:
-    assert run.measured_peak_bytes is not None
-    return predicted_peak(run, profile) / run.measured_peak_bytes - 1
-
-
-def score(runs: Sequence[Run], skipped: Sequence[Skipped]) -> dict[str, Any]:
-    """{"memory": {...}, "fits": {...}, "stacks": {stack: memory}} as `scale validate --json` prints it."""
+    `calibrated`: each configuration is predicted by a profile fitted to the others of its stack (memory), and each
+    model with one factor per stack and GPU from the others (speed).
+    """
     peaks = [run for run in runs if run.measured_peak_bytes is not None]
-    errors = {run.id: relative_error(run) for run in peaks}
     stacks = sorted({run.stack for run in peaks})
+    errors: dict[str, float] = {}
+    for stack in stacks:
+        own = [run for run in peaks if run.stack == stack]
+        errors |= left_out_errors(own) if calibrated else {run.id: relative_error(run) for run in own}
+    speeds = [run for run in runs if run.tokens_per_second is not None and timed(run)]
+    time_errors = speed_errors(speeds, calibrated=calibrated)
     return {
+        "calibrated": calibrated,
         "memory": {**_memory(peaks, errors), "skipped": len(skipped)},
-        "stacks": {stack: _memory([run for run in peaks if run.stack == stack], errors) for stack in stacks},
+        "throughput": {**_throughput(speeds, time_errors), "skipped": len(skipped)},
         "fits": _fits(runs),
-        "rows": [{"id": run.id, "stack": run.stack, "error": errors[run.id]} for run in peaks],
+        "stacks": {
+            stack: {
+                "memory": _memory([run for run in peaks if run.stack == stack], errors),
+                "throughput": _throughput([run for run in speeds if run.stack == stack], time_errors),
+            }
+            for stack in sorted({run.stack for run in runs})
+        },
+        "rows": [
+            {
+                "id": run.id,
+                "stack": run.stack,
+                "memory_error": errors.get(run.id),
+                "speed_error": time_errors.get(run.id),
+                "assumptions": list(run.assumptions),
+            }
+            for run in runs
+        ],
         "skipped": [{"id": row.id, "reason": row.reason} for row in skipped],
     }
+
+
+def timed(run: Run) -> bool:
+    """Whether the speed model covers a run: a known GPU, and no tensor, pipeline or sequence parallelism."""
+    parallel = run.strategy.model_parallel_size * run.strategy.sequence_parallel_size
+    return parallel == 1 and run.cluster.accelerator.name != UNKNOWN_GPU
+
+
+def speed_errors(runs: Sequence[Run], *, calibrated: bool) -> dict[str, float]:
+    """{run id: predicted / measured tokens per second - 1}."""
+    ratios = {
+        run.id: cost.step_time(run.job, run.strategy, run.cluster, run.profile).tokens_per_second
+        / float(run.tokens_per_second or 0)
+        for run in runs
+    }
+    errors = {}
+    for run in runs:
+        factor = 1.0
+        if calibrated:
+            group = (run.stack, run.cluster.accelerator.name)
+            others = [
+                ratios[other.id]
+                for other in runs
+                if (other.stack, other.cluster.accelerator.name) == group and other.job.shape != run.job.shape
+            ]
+            factor = median(others) if others else 1.0
+        errors[run.id] = ratios[run.id] / factor - 1
+    return errors
+
+
+def _throughput(runs: Sequence[Run], errors: dict[str, float]) -> dict[str, Any]:
+    return {"rows": len(runs), "by_row": quantiles(abs(errors[run.id]) for run in runs)}
 
 
 def _memory(runs: Sequence[Run], errors: dict[str, float]) -> dict[str, Any]:
