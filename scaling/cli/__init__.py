@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from scaling.cli import calibrate, export, generate, plan, report, validate
+from scaling.cli import calibrate, export, generate, memory, plan, report, validate
 from scaling.errors import ScaleError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("plan")(plan.plan)
+app.command("memory")(memory.memory)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("report")(report.report)

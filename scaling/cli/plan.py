@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from scaling.cost import MemoryEstimate
     from scaling.plan import Plan
     from scaling.recipe import Recipe
 
@@ -24,6 +27,15 @@ def plan(
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw.")] = None,
+    max_model: Annotated[bool, typer.Option("--max-model", help="Find the largest GPT that fits.")] = False,
+    min_gpus: Annotated[bool, typer.Option("--min-gpus", help="Find the fewest GPUs that hold the model.")] = False,
+    objective: Annotated[str, typer.Option(help="What counts: time or memory.")] = "time",
+    pin: Annotated[list[str] | None, typer.Option(help="A field that must hold, such as zero_stage=2.")] = None,
+    forbid: Annotated[
+        list[str] | None,
+        typer.Option(help="What must not be: offload, checkpointing, or zero_stage=3."),
+    ] = None,
+    safety: Annotated[float | None, typer.Option(help="The share of a device to fill, such as 0.9.")] = None,
     profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Alternatives to list.")] = 5,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each other strategy lost.")] = False,
@@ -43,16 +55,36 @@ def plan(
     from scaling import hardware
     from scaling.cost.profile import DEEPSPEED, load_profile
     from scaling.launch import bundle, parse_hostfile
-    from scaling.plan import search
+    from scaling.plan import reverse, search, steering_of
 
     hosts = parse_hostfile(hostfile) if hostfile else None
     cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None)
-    what, said = _recipe(
-        recipe, cluster, params=params, model=model, seq_length=seq_length, global_batch_size=global_batch_size,
-        tokens=tokens, precision=precision, optimizer=optimizer,
-    )  # fmt: skip
+    steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid or ())
     known = load_profile(profile) if profile else DEEPSPEED
-    answer = search(what, cluster, assumptions=[*assumptions, *said], top=top, profile=known)
+    asked = dict(
+        params=params, model=model, seq_length=seq_length, global_batch_size=global_batch_size, tokens=tokens,
+        precision=precision, optimizer=optimizer,
+    )  # fmt: skip
+
+    def planned(what: "Recipe", on: Any, said: list[str]) -> "Plan":
+        everything = [*assumptions, *said]
+        return search(what, on, assumptions=everything, top=top, profile=known, steering=steering)
+
+    if max_model:
+        _exclude("max_model", recipe=recipe, params=params, model=model, min_gpus=min_gpus or None)
+
+        def of_size(num_params: int) -> "Plan":
+            what, said = _recipe(None, cluster, **{**asked, "params": str(num_params)})
+            return planned(what, cluster, said)
+
+        answer = reverse.largest_model(of_size)
+    else:
+        what, said = _recipe(recipe, cluster, **asked)
+        if min_gpus:
+            answer = reverse.fewest_gpus(what, cluster, lambda what, on: planned(what, on, said))
+        else:
+            answer = planned(what, cluster, said)
+    what, cluster = answer.recipe, answer.cluster
     folder = (
         out or Path("plans") / f"{what.name}-{cluster.num_nodes}x{cluster.gpus_per_node}-{cluster.accelerator.name}"
     )
@@ -64,6 +96,14 @@ def plan(
         _show(answer, folder, explain=explain)
     if not answer.fits:
         raise typer.Exit(1)
+
+
+def _exclude(flag: str, **others: Any) -> None:
+    from scaling.errors import InputError
+
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(flag, name, "is a flag that it excludes", hint=f"give --{flag.replace('_', '-')} alone")
 
 
 def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, list[str]]":
@@ -111,23 +151,7 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
         console.print(f"[bold]{name:<9}[/]{text}")
 
     of = "" if plan.fits else f" of the closest, {plan.strategy}"
-    table = Table(
-        title=f"memory per rank{of}, at its peak ({memory.peak_moment.replace('_', ' ')})",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
-    table.add_column("part")
-    table.add_column("bytes", justify="right")
-    for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers"):
-        table.add_row(name, format_bytes(getattr(memory, f"{name}_bytes")))
-    table.add_row("allocated", format_bytes(memory.peak_allocated_bytes), style="bold")
-    table.add_row("reserved by the allocator", format_bytes(memory.peak_reserved_bytes))
-    table.add_row("context and communication", format_bytes(memory.context_bytes))
-    table.add_row(
-        "process", f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.capacity_bytes)}", style="bold"
-    )
-    table.add_row("host memory per node", format_bytes(memory.host_bytes_per_node))
-    console.print(table)
+    console.print(memory_table(memory, f"memory per rank{of}"))
 
     if plan.alternatives:
         table = Table(title="alternatives that fit", title_justify="left", box=box.SIMPLE)
@@ -151,3 +175,25 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
         console.print("[bold]what would do[/]")
         for remedy in plan.remedies:
             console.print(f"  {escape(remedy)}")
+
+
+def memory_table(memory: "MemoryEstimate", title: str) -> "Table":
+    """An itemised estimate at its peak."""
+    from rich import box
+    from rich.table import Table
+
+    from scaling.units import format_bytes
+
+    moment = memory.peak_moment.replace("_", " ")
+    table = Table(title=f"{title}, at its peak ({moment})", title_justify="left", box=box.SIMPLE)
+    table.add_column("part")
+    table.add_column("bytes", justify="right")
+    for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers"):
+        table.add_row(name, format_bytes(getattr(memory, f"{name}_bytes")))
+    table.add_row("allocated", format_bytes(memory.peak_allocated_bytes), style="bold")
+    table.add_row("reserved by the allocator", format_bytes(memory.peak_reserved_bytes))
+    table.add_row("context and communication", format_bytes(memory.context_bytes))
+    process = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.capacity_bytes)}"
+    table.add_row("process", process, style="bold")
+    table.add_row("host memory per node", format_bytes(memory.host_bytes_per_node))
+    return table

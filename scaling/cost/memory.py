@@ -41,7 +41,7 @@ class MemoryEstimate:
     `peak_moment` names the moment and `moments` holds the total at each: "loss" (logits beside all saved
     activations), "backward" (the last layer's working set beside them), "gradients" (the end of the backward, every
     gradient there) and "optimizer_step".
-    A GPU process takes `peak_reserved_bytes + context_bytes`; it fits within USABLE_FRACTION of `capacity_bytes`.
+    A GPU process takes `peak_reserved_bytes + context_bytes`; it fits within `usable_bytes`.
     """
 
     parameters_bytes: int
@@ -54,6 +54,7 @@ class MemoryEstimate:
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     capacity_bytes: int
+    usable_bytes: int
     host_bytes_per_node: int
     host_capacity_bytes: int
     peak_moment: str
@@ -69,7 +70,7 @@ class MemoryEstimate:
 
     @property
     def fits_device(self) -> bool:
-        return self.total_bytes <= USABLE_FRACTION * self.capacity_bytes
+        return self.total_bytes <= self.usable_bytes
 
     @property
     def fits_host(self) -> bool:
@@ -81,7 +82,13 @@ class MemoryEstimate:
 
 
 def memory(
-    job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED, *, rank: Rank = "any"
+    job: Job,
+    strategy: Strategy,
+    cluster: Cluster,
+    profile: Profile = DEEPSPEED,
+    *,
+    rank: Rank = "any",
+    usable_fraction: float = USABLE_FRACTION,
 ) -> MemoryEstimate:
     """The estimate for training `job` by `strategy` on `cluster`.
 
@@ -89,7 +96,10 @@ def memory(
     last (the logits).
     """
     if rank == "any" and strategy.pipeline_parallel_size > 1:
-        ends = [memory(job, strategy, cluster, profile, rank=end) for end in ("first", "last")]
+        ends = [
+            memory(job, strategy, cluster, profile, rank=end, usable_fraction=usable_fraction)
+            for end in ("first", "last")
+        ]
         return max(ends, key=lambda estimate: estimate.peak_allocated_bytes)
     shape, precision = job.shape, job.precision
     held = parameters_held(shape, strategy, rank)
@@ -121,6 +131,7 @@ def memory(
         peak_allocated_bytes=peak,
         peak_reserved_bytes=peak if cluster.is_cpu else int(peak * profile.reserved_over_allocated),
         capacity_bytes=cluster.accelerator.memory_bytes,
+        usable_bytes=int(usable_fraction * cluster.accelerator.memory_bytes),
         host_bytes_per_node=host_bytes(shape, strategy, cluster),
         host_capacity_bytes=cluster.host_memory_bytes,
         peak_moment=moment,

@@ -15,6 +15,7 @@ from scaling import hardware
 from scaling.ds_config.write import emit
 from scaling.files import write_folder
 from scaling.plan import request, search
+from scaling.plan.steering import Steering
 
 _STAGES = {"zero1_bf16.json": 1, "zero2_bf16.json": 2, "zero3_bf16.json": 3}
 
@@ -25,7 +26,7 @@ def shipped() -> dict[str, dict[str, Any]]:
     recipe, _ = request.recipe_for(cluster, params="1.3B", precision="bf16")
     configs = {}
     for name, stage in _STAGES.items():
-        config = emit(recipe, search(recipe, cluster, zero_stages=[stage]).strategy)
+        config = emit(recipe, search(recipe, cluster, steering=Steering(pins=(("zero_stage", stage),))).strategy)
         configs[name] = {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
     return configs
 

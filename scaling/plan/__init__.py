@@ -2,5 +2,6 @@
 
 from scaling.plan.plan import Candidate, Plan, Rejection
 from scaling.plan.search import search
+from scaling.plan.steering import Steering, steering_of
 
-__all__ = ["Candidate", "Plan", "Rejection", "search"]
+__all__ = ["Candidate", "Plan", "Rejection", "Steering", "search", "steering_of"]

@@ -4,7 +4,7 @@ Covers ZeRO 0 to 3, optimizer offload to the CPU, activation checkpointing none 
 global batch into micro batch and accumulation. Tensor, pipeline, sequence and expert parallel sizes are 1.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby, product
 from math import ceil
@@ -14,6 +14,7 @@ from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
 from scaling.plan.plan import Candidate, Plan, Rejection
+from scaling.plan.steering import FREE, Steering
 from scaling.recipe import Recipe
 from scaling.strategy import Checkpointing, Offload, Strategy, bucket_size, family_name
 from scaling.units import format_bytes, format_duration
@@ -31,48 +32,59 @@ def search(
     *,
     assumptions: Iterable[str] = (),
     top: int = 5,
-    zero_stages: Collection[int] = range(4),
+    steering: Steering = FREE,
     profile: Profile = DEEPSPEED,
 ) -> Plan:
     """The plan for `recipe` on `cluster`; `fits` is False where nothing does, with remedies.
 
-    Raises InputError where no strategy is legal: a batch that does not divide, a precision the GPU lacks.
+    Raises InputError where no strategy is legal: a batch that does not divide, a precision the GPU lacks, pins that
+    exclude one another.
     """
     _require_batch(recipe, cluster)
     _require_precision(recipe, cluster)
     rejected: list[Rejection] = []
     fitting: list[Candidate] = []
     short: list[Candidate] = []
-    for family in _families(cluster, zero_stages):
+    for family in _families(cluster):
         reason = _illegal(recipe, cluster, *family)
         if reason:
             rejected.append(Rejection(strategy=family_name(*family), reason=reason))
             continue
-        candidates = [_priced(recipe, strategy, cluster, profile) for strategy in _strategies(recipe, cluster, *family)]
+        strategies = [strategy for strategy in _strategies(recipe, cluster, *family) if steering.allows(strategy)]
+        if not strategies:
+            rejected.append(Rejection(strategy=family_name(*family), reason=f"excluded: {steering}"))
+            continue
+        candidates = [_priced(recipe, strategy, cluster, profile, steering) for strategy in strategies]
         enough = [candidate for candidate in candidates if candidate.memory.fits]
         if enough:
-            fitting.append(_best(enough))
+            fitting.append(_best(enough, steering))
         else:
             smallest = min(candidates, key=lambda candidate: candidate.memory.total_bytes)
             rejected.append(Rejection(strategy=family_name(*family), reason=_shortage(smallest)))
             short.append(smallest)
-    chosen = _best(fitting) if fitting else min(short, key=_overshoot)
+    if not fitting and not short:
+        reasons = "; ".join(f"{rejection.strategy}: {rejection.reason}" for rejection in _merged(rejected))
+        raise InputError("pin", str(steering), "leaves no legal strategy", hint=reasons)
+    chosen = _best(fitting, steering) if fitting else min(short, key=_overshoot)
     others = sorted((other for other in fitting if other is not chosen), key=lambda other: other.time.step_s)
+    said = [*assumptions, f"headroom: a process may fill {steering.safety:.0%} of a device (choose with --safety)"]
+    if str(steering):
+        said.append(f"steering: {steering}")
     return Plan(
         recipe=recipe,
         cluster=cluster,
         chosen=chosen,
         alternatives=tuple(others[:top]),
         rejected=_merged([*rejected, *(_slower(other, chosen) for other in others)]),
-        assumptions=(*assumptions, f"headroom: a process may fill {cost.USABLE_FRACTION:.0%} of a device"),
-        remedies=() if fitting else _remedies(recipe, cluster, profile),
+        assumptions=tuple(said),
+        remedies=() if fitting else _remedies(recipe, cluster, profile, steering),
     )
 
 
-def _families(cluster: Cluster, zero_stages: Collection[int] = range(4)) -> Iterator[_Family]:
+def _families(cluster: Cluster) -> Iterator[_Family]:
     offloads: tuple[Offload, ...] = ("none",) if cluster.is_cpu else ("none", "cpu")
     checkpointings: tuple[Checkpointing, ...] = ("none", "full")
-    yield from product(zero_stages, offloads, checkpointings)
+    yield from product(range(4), offloads, checkpointings)
 
 
 def _illegal(recipe: Recipe, cluster: Cluster, stage: int, offload: Offload, _: Checkpointing) -> str:
@@ -108,17 +120,20 @@ def _strategies(
             )
 
 
-def _priced(recipe: Recipe, strategy: Strategy, cluster: Cluster, profile: Profile) -> Candidate:
+def _priced(recipe: Recipe, strategy: Strategy, cluster: Cluster, profile: Profile, steering: Steering) -> Candidate:
     job = cost.Job.of(recipe)
     return Candidate(
         strategy=strategy,
-        memory=cost.memory(job, strategy, cluster, profile),
+        memory=cost.memory(job, strategy, cluster, profile, usable_fraction=steering.safety),
         time=cost.step_time(job, strategy, cluster, profile),
     )
 
 
-def _best(candidates: list[Candidate]) -> Candidate:
-    """The simplest of those within the tie band of the fastest: lowest stage, no offload, least memory."""
+def _best(candidates: list[Candidate], steering: Steering) -> Candidate:
+    """The least memory, or the simplest of those within the tie band of the fastest: lowest stage, no offload, least
+    memory."""
+    if steering.objective == "memory":
+        return min(candidates, key=lambda candidate: (candidate.memory.total_bytes, candidate.time.step_s))
     fastest = min(candidate.time.step_s for candidate in candidates)
     tied = [candidate for candidate in candidates if candidate.time.step_s <= fastest * (1 + _TIE_FRACTION)]
     return min(
@@ -141,7 +156,7 @@ def _shortage(candidate: Candidate) -> str:
     if not memory.fits_device:
         return (
             f"{format_bytes(memory.total_bytes)} at micro batch {candidate.strategy.micro_batch_size} > "
-            f"{cost.USABLE_FRACTION:.0%} of {format_bytes(memory.capacity_bytes)} "
+            f"{format_bytes(memory.usable_bytes)} usable of {format_bytes(memory.capacity_bytes)} "
             f"(model states alone {format_bytes(memory.model_states_bytes)})"
         )
     return f"{_host_need(candidate)} > {format_bytes(memory.host_capacity_bytes)}"
@@ -156,9 +171,11 @@ def _slower(other: Candidate, chosen: Candidate) -> Rejection:
     factor = other.time.step_s / chosen.time.step_s
     strategy = other.strategy
     name = family_name(strategy.zero_stage, strategy.offload_optimizer, strategy.activation_checkpointing)
+    step = format_duration(other.time.step_s)
+    if factor < 1 - _TIE_FRACTION:
+        return Rejection(strategy=name, reason=f"fits and is faster, {step} a step, but needs more memory")
     if factor < 1 + _TIE_FRACTION:
         return Rejection(strategy=name, reason="fits and is as fast; the chosen one is simpler or smaller")
-    step = format_duration(other.time.step_s)
     return Rejection(strategy=name, reason=f"fits, but a step takes {step}, {factor:.2f} x the chosen one")
 
 
@@ -173,7 +190,7 @@ def _merged(rejections: list[Rejection]) -> tuple[Rejection, ...]:
     return tuple(merged)
 
 
-def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[str, ...]:
+def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile, steering: Steering) -> tuple[str, ...]:
     """What would make it fit: the fewest nodes, doubling, on which some strategy fits the device."""
     nodes = cluster.num_nodes
     while nodes <= 4096:
@@ -184,8 +201,10 @@ def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[str, 
         for family in _families(larger):
             if _illegal(adapted, larger, *family):
                 continue
-            candidate = _priced(adapted, next(_strategies(adapted, larger, *family)), larger, profile)
-            if candidate.memory.fits_device:
+            allowed = (strategy for strategy in _strategies(adapted, larger, *family) if steering.allows(strategy))
+            smallest = next(allowed, None)
+            candidate = _priced(adapted, smallest, larger, profile, steering) if smallest else None
+            if candidate and candidate.memory.fits_device:
                 said = "" if batch == recipe.global_batch_size else f" and a global batch of {batch}"
                 each = format_bytes(candidate.memory.total_bytes)
                 need = f"{W} GPUs ({larger}){said}: {candidate.strategy}, {each} each"

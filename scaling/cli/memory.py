@@ -1,0 +1,93 @@
+"""`scale memory`: an itemised estimate of one strategy that the user fixes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaling.cli.plan import memory_table
+
+
+def memory(
+    params: Annotated[str | None, typer.Option(help="Parameters, such as 1.3B.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model by name, such as gpt2-xl.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.")] = None,
+    seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
+    zero_stage: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage.")] = 1,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="Samples per rank and micro step.")] = 1,
+    gradient_accumulation_steps: Annotated[int, typer.Option(min=1, help="Micro steps per optimizer step.")] = 1,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each matrix.")] = 1,
+    pipeline_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share the layers.")] = 1,
+    sequence_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each sequence.")] = 1,
+    offload_optimizer: Annotated[
+        bool, typer.Option("--offload-optimizer", help="Optimizer states on the host.")
+    ] = False,
+    activation_checkpointing: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
+    profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The estimate as JSON.")] = False,
+) -> None:
+    """How much memory one strategy takes. It may be one that scale/train.py cannot run yet.
+
+    Exit 0: it fits. Exit 1: it does not.
+    """
+    from rich.console import Console
+
+    from scaling import cost, hardware
+    from scaling.cost.profile import DEEPSPEED, load_profile
+    from scaling.errors import InputError, did_you_mean
+    from scaling.plan import request
+    from scaling.strategy import Strategy, bucket_size
+
+    kinds = ("none", "selective", "full")
+    if activation_checkpointing not in kinds:
+        hint = did_you_mean(activation_checkpointing, kinds)
+        raise InputError("activation_checkpointing", activation_checkpointing, "is not a policy", hint=hint)
+    cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, None, None)
+    split = tensor_parallel_size * pipeline_parallel_size * sequence_parallel_size
+    if cluster.world_size % split:
+        raise InputError(
+            "tensor x pipeline x sequence parallel sizes", split, f"do not divide {cluster.world_size} ranks"
+        )
+    ranks = cluster.world_size // split
+    recipe, said = request.recipe_for(
+        cluster, params=params, model=model, seq_length=seq_length, precision=precision, tokens="1B",
+        global_batch_size=micro_batch_size * gradient_accumulation_steps * ranks,
+    )  # fmt: skip
+    shape = recipe.shape
+    for name, size, by in (
+        ("tensor_parallel_size", shape.num_attention_heads, tensor_parallel_size),
+        ("sequence_parallel_size", shape.num_attention_heads, sequence_parallel_size),
+        ("pipeline_parallel_size", shape.num_layers, pipeline_parallel_size),
+    ):
+        if size % by:
+            what = "layers" if name.startswith("pipeline") else "attention heads"
+            raise InputError(name, by, f"does not divide the {size} {what} of {shape.name}")
+    bucket = bucket_size(shape)
+    strategy = Strategy(
+        zero_stage=zero_stage,
+        offload_optimizer="cpu" if offload_optimizer else "none",
+        data_parallel_size=ranks,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        sequence_parallel_size=sequence_parallel_size,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        activation_checkpointing=activation_checkpointing,  # type: ignore[arg-type]  # checked above
+        reduce_bucket_size=bucket,
+        allgather_bucket_size=bucket,
+    )
+    estimate = cost.memory(cost.Job.of(recipe), strategy, cluster, load_profile(profile) if profile else DEEPSPEED)
+    if as_json:
+        print(json.dumps({"strategy": asdict(strategy), "memory": asdict(estimate), "fits": estimate.fits}, indent=2))
+    else:
+        console = Console(highlight=False, emoji=False, soft_wrap=True)
+        console.print(memory_table(estimate, f"{shape.name}, {strategy}: memory per rank"))
+        for sentence in [*assumptions, *(s for s in said if s.startswith(("model", "precision", "seq_length")))]:
+            console.print(f"assumed  {sentence}", markup=False)
+    if not estimate.fits:
+        raise typer.Exit(1)

@@ -1,0 +1,85 @@
+"""Steering the search: fields that a user pins, strategies that a user forbids, and what counts as best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from scaling.cost.memory import USABLE_FRACTION
+from scaling.errors import InputError, did_you_mean
+from scaling.strategy import Strategy
+
+Objective = Literal["time", "memory"]
+
+# The fields of a strategy that the search varies, with the type of their values.
+_FIELDS = {
+    "zero_stage": int,
+    "offload_optimizer": str,
+    "micro_batch_size": int,
+    "gradient_accumulation_steps": int,
+    "activation_checkpointing": str,
+}
+# Words for what people forbid most.
+_WORDS = {"offload": ("offload_optimizer", "cpu"), "checkpointing": ("activation_checkpointing", "full")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """`pins` must hold and `forbidden` must not: (field, value) pairs. A process may fill `safety` of a device."""
+
+    objective: Objective = "time"
+    safety: float = USABLE_FRACTION
+    pins: tuple[tuple[str, int | str], ...] = ()
+    forbidden: tuple[tuple[str, int | str], ...] = ()
+
+    def allows(self, strategy: Strategy) -> bool:
+        return all(getattr(strategy, name) == value for name, value in self.pins) and not any(
+            getattr(strategy, name) == value for name, value in self.forbidden
+        )
+
+    def __str__(self) -> str:
+        words = [f"{name}={value} pinned" for name, value in self.pins]
+        words += [f"{name}={value} forbidden" for name, value in self.forbidden]
+        return ", ".join(words)
+
+
+FREE = Steering()
+
+
+def steering_of(
+    *, objective: str = "time", safety: float | None = None, pin: Sequence[str] = (), forbid: Sequence[str] = ()
+) -> Steering:
+    """What the flags mean: --pin zero_stage=2, --forbid offload. Raises InputError naming the flag."""
+    if objective not in get_args(Objective):
+        raise InputError(
+            "objective", objective, "is not an objective", hint=did_you_mean(objective, get_args(Objective))
+        )
+    safety = USABLE_FRACTION if safety is None else safety
+    if not 0 < safety <= 1:
+        raise InputError("safety", safety, "is not a share of a device's memory", hint="write 0.9 for nine tenths")
+    return Steering(
+        objective=objective,  # type: ignore[arg-type]  # checked above
+        safety=safety,
+        pins=tuple(_pair("pin", text) for text in _split(pin)),
+        forbidden=tuple(_pair("forbid", text) for text in _split(forbid)),
+    )
+
+
+def _split(texts: Sequence[str]) -> list[str]:
+    return [part.strip() for text in texts for part in text.split(",")]
+
+
+def _pair(flag: str, text: str) -> tuple[str, int | str]:
+    """ "zero_stage=2" -> ("zero_stage", 2); --forbid also knows the words offload and checkpointing."""
+    if flag == "forbid" and text in _WORDS:
+        return _WORDS[text]
+    name, equals, value = text.partition("=")
+    known = [*_FIELDS, *(_WORDS if flag == "forbid" else ())]
+    if name not in _FIELDS:
+        raise InputError(flag, text, "names no field of a strategy", hint=did_you_mean(name, known))
+    if not equals or not value:
+        raise InputError(flag, text, "has no value", hint=f"write {name}=VALUE")
+    if _FIELDS[name] is str:
+        return name, value
+    if not value.isdecimal():
+        raise InputError(flag, text, "is not a whole number", hint=f"write {name}=2")
+    return name, int(value)

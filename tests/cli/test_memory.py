@@ -1,0 +1,71 @@
+"""`scale memory`: the estimate of one strategy, as asked."""
+
+import json
+import sys
+
+import pytest
+
+from scaling import cli
+
+
+@pytest.fixture
+def scale(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["scale", "memory", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return run
+
+
+def test_the_json_repeats_the_strategy_that_was_asked_for(scale):
+    code, out, _ = scale(
+        "--params", "13B", "--gpu", "a100-80gb", "--gpus", "8", "--zero-stage", "1", "--tensor-parallel-size", "4",
+        "--pipeline-parallel-size", "2", "--micro-batch-size", "2", "--gradient-accumulation-steps", "8", "--json",
+    )  # fmt: skip
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["fits"]
+    assert answer["strategy"]["tensor_parallel_size"] == 4
+    assert answer["strategy"]["data_parallel_size"] == 1
+    assert answer["memory"]["peak_allocated_bytes"] > 0
+
+
+def test_tensor_parallelism_lowers_the_estimate_and_more_than_a_gpu_holds_is_exit_1(scale):
+    wide = [
+        "--params",
+        "6.7B",
+        "--gpu",
+        "a100-40gb",
+        "--gpus",
+        "8",
+        "--zero-stage",
+        "0",
+        "--precision",
+        "bf16",
+        "--json",
+    ]
+    code, out, _ = scale(*wide)
+    assert code == 1
+    assert not json.loads(out)["fits"]
+    _, cut, _ = scale(*wide, "--tensor-parallel-size", "8")
+    assert json.loads(cut)["memory"]["peak_allocated_bytes"] < json.loads(out)["memory"]["peak_allocated_bytes"] / 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tensor-parallel-size", "3"], "do not divide 8 ranks"),
+        (["--gpus", "64", "--gpu", "h100", "--tensor-parallel-size", "64"], "tensor_parallel_size: 64 does not divide the 16"),
+        (["--activation-checkpointing", "fll"], "did you mean 'full'"),
+        (["--precision", "int8"], "precision"),
+        (["--profile", "absent.json"], "profile: 'absent.json' does not exist"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_exit_2_with_one_error(scale, words, said):
+    code, out, err = scale("--params", "1.3B", *words)
+    assert code == 2
+    assert said in err
+    assert out == ""
