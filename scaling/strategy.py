@@ -61,6 +61,12 @@ class Strategy:
 
     def __str__(self) -> str:
         family = family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+        sizes = {
+            "tensor": self.tensor_parallel_size,
+            "pipeline": self.pipeline_parallel_size,
+            "sequence": self.sequence_parallel_size,
+        }
+        family = ", ".join([family, *(f"{name} parallel {size}" for name, size in sizes.items() if size > 1)])
         return f"{family}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
 
 

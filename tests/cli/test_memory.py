@@ -58,7 +58,7 @@ def test_tensor_parallelism_lowers_the_estimate_and_more_than_a_gpu_holds_is_exi
     ("words", "said"),
     [
         (["--tensor-parallel-size", "3"], "do not divide 8 ranks"),
-        (["--gpus", "64", "--gpu", "h100", "--tensor-parallel-size", "64"], "tensor_parallel_size: 64 does not divide the 16"),
+        (["--gpus", "64", "--gpu", "h100", "--tensor-parallel-size", "64"], "64 does not divide the 16"),
         (["--activation-checkpointing", "fll"], "did you mean 'full'"),
         (["--precision", "int8"], "precision"),
         (["--profile", "absent.json"], "profile: 'absent.json' does not exist"),

@@ -9,7 +9,8 @@ from scaling.plan import search, steering_of
 @pytest.fixture
 def planned(planned_recipe, cluster_like):
     def of(**flags):
-        return search(planned_recipe("gpt3-1.3b", global_batch_size=512), cluster_like("a100-80gb", gpus=8), steering=steering_of(**flags))  # fmt: skip
+        recipe = planned_recipe("gpt3-1.3b", global_batch_size=512)
+        return search(recipe, cluster_like("a100-80gb", gpus=8), steering=steering_of(**flags))
 
     return of
 
