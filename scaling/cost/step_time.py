@@ -42,14 +42,14 @@ class Terms:
 # Least squares on relative errors of 129 published runs of llm-foundry (MPT 125M to 70B, 8 to 512 GPUs, A100-40,
 # A100-80, H100), with a weak pull to round values; leaving each model out, the median error is 3.6 %. Matmul and
 # attention are per GPU, against its dense peak; the others are shared.
-_SHARED = {"memory": 1.2, "optimizer": 1.7, "link": 0.8, "network": 0.4, "layers": 2.7}
+_SHARED = {"memory": 2.7, "optimizer": 2.15, "link": 1.1, "network": 0.55, "layers": 1.57}
 _FITTED = {
-    "a100-40gb": Terms(matmul=1.32, attention=3.14, **_SHARED),
-    "a100-80gb": Terms(matmul=1.26, attention=3.15, **_SHARED),
-    "h100": Terms(matmul=1.50, attention=5.6, **_SHARED),
+    "a100-40gb": Terms(matmul=1.19, attention=3.09, **_SHARED),
+    "a100-80gb": Terms(matmul=1.16, attention=3.12, **_SHARED),
+    "h100": Terms(matmul=1.35, attention=5.49, **_SHARED),
 }
 # For a GPU without published runs: how far the three above stay from their measured matmul ceiling.
-_MATMUL_OVER_CEILING, _ATTENTION_OVER_CEILING = 1.16, 3.3
+_MATMUL_OVER_CEILING, _ATTENTION_OVER_CEILING = 1.04, 3.3
 # A CPU's 16-bit elementwise kernels stay far below a plain copy, and a layer costs Python and hooks: docs/log.md.
 _CPU = Terms(matmul=1.1, attention=1.6, memory=4.5, optimizer=4.5, link=1.0, network=1.0, layers=1.5)
 
@@ -112,35 +112,44 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     """Each term of one optimizer step at the hardware's own rate, in seconds (`layers` in milliseconds' worth)."""
     shape, gpu = job.shape, cluster.accelerator
     peak, steps = gpu.peak_flops(job.precision), strategy.gradient_accumulation_steps
-    tokens = strategy.micro_batch_size * job.seq_length  # of one micro step on one rank
+    tokens = strategy.micro_batch_size * job.seq_length  # of one micro step on one data-parallel rank
+    split = strategy.model_parallel_size * strategy.sequence_parallel_size
     width = element_bytes(job.precision)
     again = recompute_terms(job, strategy, cluster)
     recomputes = strategy.activation_checkpointing == "full"
+    busy = steps * pipeline_stretch(strategy)  # micro steps' worth of time, the pipeline's idle ones included
 
-    matmul_flops = tokens * shape.flops_per_token(0, predicted_fraction=job.predicted_fraction)
+    matmul_flops = tokens * shape.flops_per_token(0, predicted_fraction=job.predicted_fraction) / split
     # Flash attention's backward makes the scores again: 5 matmuls to the forward's 2.
-    attention_flops = 3.5 * attention_forward_flops(job, tokens)
+    attention_flops = 3.5 * attention_forward_flops(job, tokens) / split
     # Every saved element is written and read forward, read and its gradient written backward.
-    saved = tokens * shape.num_layers * sum(layer_saved_elements(shape, profile)) * width
-    moved = (6 if recomputes else 4) * saved + 3 * loss_bytes(job, strategy, profile)
-    share = shape.num_params / (strategy.shards if strategy.zero_stage >= 1 else 1)
+    cut, uncut = layer_saved_elements(shape, profile)
+    uncut_by = strategy.tensor_parallel_size if strategy.tensor_parallel_sequences else 1
+    layers = shape.num_layers / strategy.pipeline_parallel_size
+    saved = tokens / strategy.sequence_parallel_size * layers * (cut / strategy.tensor_parallel_size + uncut / uncut_by)
+    moved = (6 if recomputes else 4) * saved * width + 3 * loss_bytes(job, strategy, profile)
+    share = shape.num_params / strategy.model_parallel_size / (strategy.shards if strategy.zero_stage >= 1 else 1)
     offloaded = strategy.offload_optimizer == "cpu"
     # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
     # host, a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
     host = share * cluster.gpus_per_node * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
-
-    per_node, nodes = cluster.gpus_per_node, cluster.num_nodes
-    sent = communication_bytes(job, strategy)
+    link, network = communication(job, strategy, cluster)
     return Terms(
-        matmul=steps * matmul_flops / peak + again.matmul,
-        attention=steps * attention_flops / peak + again.attention,
-        memory=steps * moved / gpu.memory_bytes_per_s,
+        matmul=busy * matmul_flops / peak + again.matmul,
+        attention=busy * attention_flops / peak + again.attention,
+        memory=busy * moved / gpu.memory_bytes_per_s,
         optimizer=0.0 if offloaded else share * (28 + width) / gpu.memory_bytes_per_s,
-        link=sent * (per_node - 1) / per_node / gpu.link_bytes_per_s,
-        network=sent * (nodes - 1) / nodes / (gpu.network_bytes_per_s * per_node),
-        layers=steps * shape.num_layers * 1e-3,
+        link=link,
+        network=network,
+        layers=busy * layers * 1e-3,
         offload=host if offloaded else 0.0,
     )
+
+
+def pipeline_stretch(strategy: Strategy) -> float:
+    """Time over busy time of a pipeline: 1 + (p - 1) / (m v) (Narayanan et al. 2021, section 2.2)."""
+    p, v = strategy.pipeline_parallel_size, strategy.virtual_pipeline_size
+    return 1 + (p - 1) / (strategy.gradient_accumulation_steps * v)
 
 
 def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
@@ -149,6 +158,7 @@ def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
     if strategy.activation_checkpointing != "full":
         return Terms(**nothing)
     tokens = strategy.micro_batch_size * job.seq_length * strategy.gradient_accumulation_steps
+    tokens *= pipeline_stretch(strategy) / strategy.model_parallel_size / strategy.sequence_parallel_size
     peak = cluster.accelerator.peak_flops(job.precision)
     layers = 2 * tokens * job.shape.num_layers * job.shape.layer_matmul_params
     return Terms(**nothing | {"matmul": layers / peak, "attention": attention_forward_flops(job, tokens) / peak})
@@ -161,6 +171,36 @@ def attention_forward_flops(job: Job, tokens: float) -> float:
     """
     square = 4 * job.shape.num_layers * job.shape.hidden_size * job.seq_length * tokens
     return square / 2 if job.causal else square
+
+
+def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float, float]:
+    """Seconds of an optimizer step's traffic (within a node, between nodes) at the links' own rates.
+
+    Ranks are numbered tensor parallel first, then sequence, data and pipeline parallel, so that the chattiest group
+    stays in a node. Tensor parallelism all-reduces a layer's activations twice forward and twice backward (and twice
+    more where the forward is made again); Ulysses sends queries, keys, values and outputs all-to-all, forward and
+    backward; a pipeline passes one activation on, forward and backward.
+    """
+    gpu, per_node = cluster.accelerator, cluster.gpus_per_node
+    tp, sp, pp = strategy.tensor_parallel_size, strategy.sequence_parallel_size, strategy.pipeline_parallel_size
+    steps = strategy.gradient_accumulation_steps
+    activation = strategy.micro_batch_size * job.seq_length / sp * job.shape.hidden_size * element_bytes(job.precision)
+    layers = job.shape.num_layers / pp
+    passes = 6 if strategy.activation_checkpointing == "full" else 4
+    link = network = 0.0
+    for volume, inside, size in (
+        (steps * layers * passes * 2 * activation, 1, tp),
+        (steps * layers * 2 * passes * activation, tp, sp),
+        (communication_bytes(job, strategy) / strategy.model_parallel_size, tp, strategy.shards),
+    ):
+        # A ring of `size` ranks that stand `inside` apart: so many of them share a node.
+        together = min(size, max(1, per_node // inside))
+        nodes = size // together
+        link += volume * (together - 1) / together / gpu.link_bytes_per_s
+        network += volume * (nodes - 1) / nodes / (gpu.network_bytes_per_s * together)
+    if pp > 1:
+        network += steps * 2 * activation / gpu.network_bytes_per_s
+    return link, network
 
 
 def communication_bytes(job: Job, strategy: Strategy) -> float:
