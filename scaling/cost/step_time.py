@@ -158,10 +158,10 @@ def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
     if strategy.activation_checkpointing != "full":
         return Terms(**nothing)
     tokens = strategy.micro_batch_size * job.seq_length * strategy.gradient_accumulation_steps
-    tokens *= pipeline_stretch(strategy) / strategy.model_parallel_size / strategy.sequence_parallel_size
+    shared = tokens * pipeline_stretch(strategy) / strategy.model_parallel_size / strategy.sequence_parallel_size
     peak = cluster.accelerator.peak_flops(job.precision)
-    layers = 2 * tokens * job.shape.num_layers * job.shape.layer_matmul_params
-    return Terms(**nothing | {"matmul": layers / peak, "attention": attention_forward_flops(job, tokens) / peak})
+    layers = 2 * shared * job.shape.num_layers * job.shape.layer_matmul_params
+    return Terms(**nothing | {"matmul": layers / peak, "attention": attention_forward_flops(job, shared) / peak})
 
 
 def attention_forward_flops(job: Job, tokens: float) -> float:

@@ -1,29 +1,29 @@
 """The search: every legal strategy of this version priced, the best that fits chosen, the others explained.
 
-Covers ZeRO 0 to 3, optimizer offload to the CPU, activation checkpointing none or full, and every split of the
-global batch into micro batch and accumulation. Tensor, pipeline, sequence and expert parallel sizes are 1.
+Covers ZeRO 0 to 3, optimizer offload to the CPU, activation checkpointing none or full, tensor, pipeline and sequence
+parallel sizes, and every split of the global batch into micro batch and accumulation. What scale/train.py cannot run
+yet (scaling/plan/layouts.py) is priced and reported, never chosen.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import groupby, product
+from itertools import groupby
 from math import ceil
 
 from scaling import cost
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
+from scaling.plan.layouts import Layout, illegal, layouts
 from scaling.plan.plan import Candidate, Plan, Rejection
 from scaling.plan.steering import FREE, Steering
 from scaling.recipe import Recipe
-from scaling.strategy import Checkpointing, Offload, Strategy, bucket_size, family_name
+from scaling.strategy import Strategy, bucket_size, family_name
 from scaling.units import format_bytes, format_duration
 
 _LARGEST_MICRO_BATCH = 512
 # Among strategies this close to the fastest, the simplest and smallest wins: the estimate is not better than that.
 _TIE_FRACTION = 0.02
-
-_Family = tuple[int, Offload, Checkpointing]
 
 
 def search(
@@ -45,22 +45,29 @@ def search(
     rejected: list[Rejection] = []
     fitting: list[Candidate] = []
     short: list[Candidate] = []
-    for family in _families(cluster):
-        reason = _illegal(recipe, cluster, *family)
+    beyond: list[Candidate] = []  # fits, and cannot be run yet
+    for layout in layouts(recipe, cluster):
+        reason = illegal(recipe, layout)
         if reason:
-            rejected.append(Rejection(strategy=family_name(*family), reason=reason))
+            if layout.runnable:
+                rejected.append(Rejection(strategy=str(layout), reason=reason))
             continue
-        strategies = [strategy for strategy in _strategies(recipe, cluster, *family) if steering.allows(strategy)]
+        strategies = [strategy for strategy in _strategies(recipe, cluster, layout) if steering.allows(strategy)]
         if not strategies:
-            rejected.append(Rejection(strategy=family_name(*family), reason=f"excluded: {steering}"))
+            if layout.runnable:
+                rejected.append(Rejection(strategy=str(layout), reason=f"excluded: {steering}"))
             continue
         candidates = [_priced(recipe, strategy, cluster, profile, steering) for strategy in strategies]
+        if not layout.runnable:
+            devices = [candidate for candidate in candidates if candidate.memory.fits_device]
+            beyond += [_best(devices, steering)] if devices else []
+            continue
         enough = [candidate for candidate in candidates if candidate.memory.fits]
         if enough:
             fitting.append(_best(enough, steering))
         else:
             smallest = min(candidates, key=lambda candidate: candidate.memory.total_bytes)
-            rejected.append(Rejection(strategy=family_name(*family), reason=_shortage(smallest)))
+            rejected.append(Rejection(strategy=str(layout), reason=_shortage(smallest)))
             short.append(smallest)
     if not fitting and not short:
         reasons = "; ".join(f"{rejection.strategy}: {rejection.reason}" for rejection in _merged(rejected))
@@ -75,46 +82,30 @@ def search(
         cluster=cluster,
         chosen=chosen,
         alternatives=tuple(others[:top]),
-        rejected=_merged([*rejected, *(_slower(other, chosen) for other in others)]),
+        rejected=(*_merged([*rejected, *(_slower(other, chosen) for other in others)]), *_beyond(beyond, chosen)),
         assumptions=tuple(said),
         remedies=() if fitting else _remedies(recipe, cluster, profile, steering),
     )
 
 
-def _families(cluster: Cluster) -> Iterator[_Family]:
-    offloads: tuple[Offload, ...] = ("none",) if cluster.is_cpu else ("none", "cpu")
-    checkpointings: tuple[Checkpointing, ...] = ("none", "full")
-    yield from product(range(4), offloads, checkpointings)
-
-
-def _illegal(recipe: Recipe, cluster: Cluster, stage: int, offload: Offload, _: Checkpointing) -> str:
-    """Why DeepSpeed would do something else than asked, or an empty string."""
-    if stage == 0 and recipe.precision != "fp32":
-        return (
-            f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
-            "so its loss would differ from every other stage's"
-        )
-    if stage == 0 and offload != "none":
-        return "DeepSpeed accepts optimizer offload at stage 0 and ignores it"
-    return ""
-
-
-def _strategies(
-    recipe: Recipe, cluster: Cluster, stage: int, offload: Offload, checkpointing: Checkpointing
-) -> Iterator[Strategy]:
-    """One strategy for every micro batch that divides a rank's share of the global batch, smallest first."""
-    W = cluster.world_size
+def _strategies(recipe: Recipe, cluster: Cluster, layout: Layout) -> Iterator[Strategy]:
+    """One strategy for every micro batch that divides a data-parallel rank's share of the batch, smallest first."""
+    W = cluster.world_size // layout.split
     share = recipe.global_batch_size // W
     bucket = bucket_size(recipe.shape)
     for micro in range(1, min(share, _LARGEST_MICRO_BATCH) + 1):
-        if share % micro == 0:
+        # A pipeline with fewer micro-batches than ranks stands idle most of the time.
+        if share % micro == 0 and share // micro >= layout.pipeline_parallel_size:
             yield Strategy(
-                zero_stage=stage,
-                offload_optimizer=offload,
+                zero_stage=layout.zero_stage,
+                offload_optimizer=layout.offload_optimizer,
                 data_parallel_size=W,
+                tensor_parallel_size=layout.tensor_parallel_size,
+                pipeline_parallel_size=layout.pipeline_parallel_size,
+                sequence_parallel_size=layout.sequence_parallel_size,
                 micro_batch_size=micro,
                 gradient_accumulation_steps=share // micro,
-                activation_checkpointing=checkpointing,
+                activation_checkpointing=layout.activation_checkpointing,
                 reduce_bucket_size=bucket,
                 allgather_bucket_size=bucket,
             )
@@ -180,14 +171,40 @@ def _slower(other: Candidate, chosen: Candidate) -> Rejection:
 
 
 def _merged(rejections: list[Rejection]) -> tuple[Rejection, ...]:
-    """Neighbours with the same reason as one: four variants of ZeRO-0 lose for one cause."""
+    """Neighbours with the same reason as one: the four forms of ZeRO-0 lose for one cause."""
     merged = []
     for reason, group in groupby(rejections, key=lambda rejection: rejection.reason):
         names = [rejection.strategy for rejection in group]
         stages = {name.split(",")[0] for name in names}
-        label = f"{names[0].split(',')[0]} in every form" if len(stages) == 1 and len(names) > 1 else "; ".join(names)
+        label = f"{names[0].split(',')[0]} in every form" if len(stages) == 1 and len(names) == 4 else "; ".join(names)
         merged.append(Rejection(strategy=label, reason=reason))
     return tuple(merged)
+
+
+def _beyond(candidates: list[Candidate], chosen: Candidate) -> list[Rejection]:
+    """The best of each kind of parallelism that cannot be run yet, with what it would bring."""
+    kinds: dict[tuple[str, ...], Candidate] = {}
+    for candidate in candidates:
+        kind = _kind(candidate.strategy)
+        if kind not in kinds or candidate.time.step_s < kinds[kind].time.step_s:
+            kinds[kind] = candidate
+    rejections = []
+    for kind, candidate in kinds.items():
+        step, each = format_duration(candidate.time.step_s), format_bytes(candidate.memory.total_bytes)
+        against = f", {candidate.time.step_s / chosen.time.step_s:.2f} x the chosen one" if chosen.memory.fits else ""
+        missing = f"scale/train.py cannot run {' and '.join(kind)} parallelism yet"
+        reason = f"would take {step} a step{against} and {each}; {missing}"
+        rejections.append(Rejection(strategy=str(candidate.strategy), reason=reason))
+    return rejections
+
+
+def _kind(strategy: Strategy) -> tuple[str, ...]:
+    sizes = {
+        "tensor": strategy.tensor_parallel_size,
+        "pipeline": strategy.pipeline_parallel_size,
+        "sequence": strategy.sequence_parallel_size,
+    }
+    return tuple(name for name, size in sizes.items() if size > 1)
 
 
 def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile, steering: Steering) -> tuple[str, ...]:
@@ -198,10 +215,10 @@ def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile, steering: Stee
         W = larger.world_size
         batch = ceil(recipe.global_batch_size / W) * W
         adapted = recipe.model_copy(update={"global_batch_size": batch})
-        for family in _families(larger):
-            if _illegal(adapted, larger, *family):
+        for layout in layouts(adapted, larger):
+            if not layout.runnable or illegal(adapted, layout):
                 continue
-            allowed = (strategy for strategy in _strategies(adapted, larger, *family) if steering.allows(strategy))
+            allowed = (strategy for strategy in _strategies(adapted, larger, layout) if steering.allows(strategy))
             smallest = next(allowed, None)
             candidate = _priced(adapted, smallest, larger, profile, steering) if smallest else None
             if candidate and candidate.memory.fits_device:

@@ -1,0 +1,105 @@
+"""What may be searched, and what can be run: legal combinations of stage, offload, checkpointing, parallel sizes.
+
+One table says what scale/train.py can run; the search prices the rest too, and says of it what it would bring.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from scaling.hardware import Cluster
+from scaling.recipe import Recipe
+from scaling.shape import Shape
+from scaling.strategy import Checkpointing, Offload, family_name
+
+# The parallelisms that scaling/training runs today, data parallelism apart.
+RUNNABLE: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A strategy without its batch split."""
+
+    zero_stage: int
+    offload_optimizer: Offload
+    activation_checkpointing: Checkpointing
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    sequence_parallel_size: int = 1
+
+    @property
+    def split(self) -> int:
+        """Ranks to one copy of the data."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
+
+    @property
+    def parallelism(self) -> tuple[str, ...]:
+        """The kinds of parallelism used beside data parallelism."""
+        sizes = {
+            "tensor": self.tensor_parallel_size,
+            "pipeline": self.pipeline_parallel_size,
+            "sequence": self.sequence_parallel_size,
+        }
+        return tuple(name for name, size in sizes.items() if size > 1)
+
+    @property
+    def runnable(self) -> bool:
+        return set(self.parallelism) <= RUNNABLE
+
+    def __str__(self) -> str:
+        return family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+
+
+def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
+    """Every layout whose parallel sizes divide the model, the ranks and the batch."""
+    offloads: tuple[Offload, ...] = ("none",) if cluster.is_cpu else ("none", "cpu")
+    checkpointings: tuple[Checkpointing, ...] = ("none", "full")
+    for tp, pp, sp in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
+        if recipe.global_batch_size % (cluster.world_size // (tp * pp * sp)):
+            continue
+        for stage, offload, checkpointing in product(range(4), offloads, checkpointings):
+            yield Layout(
+                zero_stage=stage,
+                offload_optimizer=offload,
+                activation_checkpointing=checkpointing,
+                tensor_parallel_size=tp,
+                pipeline_parallel_size=pp,
+                sequence_parallel_size=sp,
+            )
+
+
+def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[tuple[int, int, int]]:
+    """(tensor, pipeline, sequence) parallel sizes that divide heads, layers and sequence; (1, 1, 1) first.
+
+    Tensor and sequence parallel ranks stay within a node, where the links are fast; DeepSpeed's sequence parallelism
+    goes with neither of the other two.
+    """
+    heads, world = shape.num_attention_heads, cluster.world_size
+    within = [size for size in range(1, cluster.gpus_per_node + 1) if cluster.gpus_per_node % size == 0]
+    tensor = [size for size in within if heads % size == 0 and shape.num_key_value_heads % size == 0]
+    pipeline = [size for size in range(1, shape.num_layers + 1) if shape.num_layers % size == 0]
+    for pp, tp in product(pipeline, tensor):
+        if world % (tp * pp) == 0:
+            yield tp, pp, 1
+    for sp in within[1:]:
+        if heads % sp == 0 and seq_length % sp == 0:
+            yield 1, 1, sp
+
+
+def illegal(recipe: Recipe, layout: Layout) -> str:
+    """Why DeepSpeed 0.19.8 would refuse a layout or do something else than asked; an empty string where neither."""
+    stage = layout.zero_stage
+    if stage == 0 and recipe.precision != "fp32":
+        return (
+            f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
+            "so its loss would differ from every other stage's"
+        )
+    if stage == 0 and layout.offload_optimizer != "none":
+        return "DeepSpeed accepts optimizer offload at stage 0 and ignores it"
+    if layout.pipeline_parallel_size > 1 and stage >= 2:
+        return "DeepSpeed's pipeline engine refuses ZeRO stages 2 and 3"
+    if layout.pipeline_parallel_size > 1 and stage == 0:
+        return "at stage 0 DeepSpeed's pipeline engine clips by the first stage's gradient norm alone"
+    if layout.sequence_parallel_size > 1 and stage != 3:
+        return "below stage 3 DeepSpeed's Ulysses gives gradients that are too large by the sequence-parallel size"
+    return ""

@@ -1,0 +1,69 @@
+"""What is searched divides the model; what cannot be run is priced, reported and never chosen."""
+
+import pytest
+
+from scaling import registry
+from scaling.plan import search
+from scaling.plan.layouts import RUNNABLE, illegal, layouts, parallel_sizes
+
+
+@pytest.mark.parametrize("model", ["gpt3-1.3b", "gpt3-175b", "gpt2-xl", "bert-large"])
+def test_parallel_sizes_divide_heads_layers_sequence_and_ranks(model, cluster_like):
+    shape, cluster = registry.find(model).shape, cluster_like("a100-80gb", gpus=8, nodes=4)
+    sizes = list(parallel_sizes(shape, 512, cluster))
+    assert sizes[0] == (1, 1, 1)
+    assert len(sizes) == len(set(sizes))
+    for tp, pp, sp in sizes:
+        assert shape.num_attention_heads % tp == 0
+        assert shape.num_attention_heads % sp == 0
+        assert shape.num_layers % pp == 0
+        assert 512 % sp == 0
+        assert cluster.world_size % (tp * pp * sp) == 0
+        assert max(tp, sp) <= 8  # within a node
+
+
+def test_gpt2_xl_cannot_be_cut_over_eight_since_it_has_25_heads(cluster_like):
+    sizes = parallel_sizes(registry.find("gpt2-xl").shape, 1024, cluster_like("a100-80gb", gpus=8))
+    assert {tp for tp, _, _ in sizes} == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        # Each of these is a finding about deepspeed 0.19.8, with its figure, in the rules that this project keeps.
+        ({"zero_stage": 0}, "extra optimizer step"),
+        ({"zero_stage": 2, "pipeline_parallel_size": 2}, "refuses ZeRO stages 2 and 3"),
+        ({"zero_stage": 3, "pipeline_parallel_size": 2}, "refuses ZeRO stages 2 and 3"),
+        ({"zero_stage": 2, "sequence_parallel_size": 2}, "too large by the sequence-parallel size"),
+    ],
+)
+def test_what_deepspeed_does_wrong_is_illegal_with_the_reason(changes, reason, planned_recipe, cluster_like):
+    recipe = planned_recipe("gpt3-1.3b", global_batch_size=512, precision="bf16")
+    found = [
+        illegal(recipe, layout)
+        for layout in layouts(recipe, cluster_like("a100-80gb", gpus=8))
+        if all(getattr(layout, name) == value for name, value in changes.items())
+    ]
+    assert found
+    assert all(reason in answer for answer in found)
+
+
+def test_a_plan_chooses_only_what_can_be_run_and_says_what_else_would_bring(planned_recipe, cluster_like):
+    plan = search(planned_recipe("gpt3-6.7b", global_batch_size=1024), cluster_like("a100-80gb", gpus=8, nodes=2))
+    for candidate in (plan.chosen, *plan.alternatives):
+        sizes = candidate.strategy
+        assert sizes.tensor_parallel_size == sizes.pipeline_parallel_size == sizes.sequence_parallel_size == 1
+    assert not RUNNABLE  # when one is added, this test says what it must be
+    for kind in ("tensor", "pipeline", "sequence"):
+        assert any(f"cannot run {kind} parallelism yet" in rejection.reason for rejection in plan.rejected)
+
+
+def test_cutting_a_model_over_more_ranks_is_priced_slower_where_links_are_slower(planned_recipe, cluster_like):
+    recipe = planned_recipe("gpt3-6.7b", global_batch_size=1024)
+
+    def tensor_parallel(gpu):
+        plan = search(recipe, cluster_like(gpu, gpus=8))
+        (text,) = [r.reason for r in plan.rejected if "cannot run tensor parallelism" in r.reason]
+        return float(text.split(" x the chosen one")[0].split()[-1])
+
+    assert tensor_parallel("a100-80gb-pcie") > tensor_parallel("a100-80gb")
