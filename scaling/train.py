@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling import ds_config, registry
+from scaling import cost, ds_config, hardware, registry
 from scaling import recipe as recipes
 from scaling.errors import InputError, ScaleError
 from scaling.files import read_text, write_folder
@@ -166,8 +166,27 @@ def _train(
     training.run()
     if metrics:
         metrics.close()
-        write_folder(folder, {"measured.json": json.dumps(training.measured(), indent=2) + "\n"}, "run_dir")
+        measured = training.measured()
+        if request.plan is None:
+            predicted = _prediction(recipe, strategy, here)
+            measured = {name: {**entry, "predicted": predicted.get(name)} for name, entry in measured.items()}
+        write_folder(folder, {"measured.json": json.dumps(measured, indent=2) + "\n"}, "run_dir")
         talk.say(table(comparison(folder)))
+
+
+def _prediction(recipe: Recipe, strategy: Strategy, here: "Ranks") -> dict[str, float]:
+    """What the estimator says of a run that no plan came with, on this machine; nothing for a GPU it does not know."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or here.world_size)
+    nodes = here.world_size // per_node
+    try:
+        cluster, _ = hardware.cluster_of("cpu" if here.on_cpu else None, per_node, nodes, None, None)
+    except ScaleError:
+        return {}
+    job = cost.Job.of(recipe)
+    return {
+        "peak_allocated_bytes": cost.memory(job, strategy, cluster).peak_allocated_bytes,
+        "tokens_per_second": cost.step_time(job, strategy, cluster).tokens_per_second,
+    }
 
 
 def _copies(request: Request) -> dict[str, str]:

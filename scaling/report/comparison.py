@@ -15,8 +15,8 @@ from scaling.units import format_bytes, format_count
 def comparison(run: Path) -> dict[str, Any]:
     """{"rows": [{"quantity", "predicted", "measured", "ratio", "how"}]} of the run in `run`.
 
-    `predicted` is None for a run whose ds_config had no plan.json beside it. Raises InputError where nothing was
-    measured.
+    A run without a plan was predicted by train.py itself, for the machine that it ran on; `predicted` is None where
+    that was not possible. Raises InputError where nothing was measured.
     """
     measured = _object(run / "measured.json", "run")
     plan = _object(run / "plan.json", "run") if (run / "plan.json").is_file() else None
@@ -28,7 +28,7 @@ def comparison(run: Path) -> dict[str, Any]:
 
 
 def _row(name: str, entry: dict[str, Any], plan: dict[str, Any] | None) -> dict[str, Any]:
-    predicted = plan[entry["predicted_in"]][name] if plan else None
+    predicted = plan[entry["predicted_in"]][name] if plan else entry.get("predicted")
     ratio = predicted / entry["value"] if predicted and entry["value"] else None
     return {
         "quantity": name,
@@ -46,7 +46,7 @@ def table(found: dict[str, Any]) -> Table:
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in found["rows"]:
         size = format_bytes if row["quantity"].endswith("_bytes") else format_count
-        predicted = size(row["predicted"]) if row["predicted"] is not None else "no plan"
+        predicted = size(row["predicted"]) if row["predicted"] is not None else "unknown"
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
         shown.add_row(_name(row), predicted, size(row["measured"]), ratio)
     shown.caption = "\n".join(f"{_name(row)}: {row['how']}" for row in found["rows"])

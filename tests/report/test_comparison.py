@@ -48,11 +48,11 @@ def test_a_run_with_a_plan_has_both_sides_and_their_ratio(run):
         assert words in text
 
 
-def test_a_run_without_a_plan_shows_what_was_measured_and_says_no_plan(run):
+def test_a_run_without_a_plan_shows_what_was_measured_and_says_that_nothing_was_predicted(run):
     found = comparison(run(plan=None))
     assert [(row["predicted"], row["ratio"]) for row in found["rows"]] == [(None, None)] * 2
     text = _shown(found)
-    assert text.count("no plan") == 2
+    assert text.count("unknown") == 2
     assert "3.0 GiB" in text
 
 
