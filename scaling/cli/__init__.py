@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from scaling.cli import calibrate, export, generate, memory, plan, report, validate
+from scaling.cli import calibrate, export, generate, hardware, memory, plan, report, validate
 from scaling.errors import ScaleError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan.plan)
 app.command("memory")(memory.memory)
+app.command("hardware")(hardware.hardware)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("report")(report.report)
