@@ -161,7 +161,12 @@ def parse(text: str, source: str) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise FileProblems(source + line, [f"not valid YAML: {getattr(error, 'problem', None) or error}"]) from None
-    except (ValueError, AttributeError, RecursionError) as error:  # PyYAML's own, for a date or number that is none
+    except (
+        ValueError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:  # PyYAML's own, for a date or number that is none
         raise FileProblems(source, [f"not valid YAML: {error}"]) from None
     if not isinstance(data, dict):
         raise FileProblems(source, ["not a recipe: expected `key: value` lines"], hint="see recipes/gpt_demo.yaml")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -147,7 +148,7 @@ def test_the_peak_is_by_precision_and_a_rate_that_nobody_published_is_refused():
 
 def test_the_table_costs_neither_yaml_nor_numpy_to_import():
     loaded = "import sys, scaling.hardware; print({'yaml', 'numpy', 'torch'} & set(sys.modules))"
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(hardware.__file__))}
+    environment = {**os.environ, "PYTHONPATH": str(Path(hardware.__file__).parents[2])}
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True, env=environment).strip() == "set()"
 
 

@@ -21,6 +21,9 @@ def plan(
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.")] = None,
+    hardware_file: Annotated[
+        Path | None, typer.Option("--hardware", help="A YAML file of accelerators of your own.")
+    ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="Nodes and slots from a file.")] = None,
     seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(help="Samples per optimizer step.")] = None,
@@ -58,7 +61,8 @@ def plan(
     from scaling.plan import reverse, search, steering_of
 
     hosts = parse_hostfile(hostfile) if hostfile else None
-    cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None)
+    rows = hardware.known_accelerators(hardware_file) if hardware_file else None
+    cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None, rows=rows)
     steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid or ())
     known = load_profile(profile) if profile else DEEPSPEED
     asked = dict(

@@ -196,7 +196,7 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
         # A ring of `size` ranks that stand `inside` apart: so many of them share a node.
         together = min(size, max(1, per_node // inside))
         nodes = size // together
-        link += volume * (together - 1) / together / gpu.link_bytes_per_s
+        link += volume * (together - 1) / together / cluster.link_bytes_per_s(together)
         network += volume * (nodes - 1) / nodes / (gpu.network_bytes_per_s * together)
     if pp > 1:
         network += steps * 2 * activation / gpu.network_bytes_per_s

@@ -305,7 +305,7 @@ def _cluster(row: dict[str, str]) -> Cluster:
     memory = row["gpu_mem_gib"]
     accelerator = known or replace(ACCELERATORS["a100-80gb"], name=UNKNOWN_GPU)
     if memory:
-        accelerator = replace(accelerator, memory_bytes=int(float(memory) * GIB))
+        accelerator = replace(accelerator, memory_bytes=int(float(memory) * GIB), reported_memory_bytes=None)
     per_node = min(gpus, accelerator.gpus_per_node)
     return Cluster(
         accelerator=accelerator,

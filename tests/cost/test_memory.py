@@ -191,7 +191,7 @@ def test_only_predicted_positions_have_logits(estimate, planned_recipe):
 def test_a_cpu_rank_reserves_what_it_allocates_and_shares_the_machine(planned_recipe, strategy_like, cluster_like):
     recipe = planned_recipe("gpt-demo")
     strategy = strategy_like(recipe, data_parallel_size=2)
-    cpu = cluster_like("a100-80gb", gpus=2, name="cpu", memory_bytes=4 * GIB)
+    cpu = cluster_like("a100-80gb", gpus=2, name="cpu", memory_bytes=4 * GIB, reported_memory_bytes=None)
     found = memory(Job.of(recipe), strategy, cpu)
     assert found.peak_reserved_bytes == found.peak_allocated_bytes
     assert found.capacity_bytes == 4 * GIB

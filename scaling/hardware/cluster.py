@@ -1,0 +1,135 @@
+"""Clusters: equal nodes of equal accelerators, and which one a user means."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from scaling.errors import InputError, did_you_mean
+from scaling.hardware.accelerator import Accelerator
+from scaling.hardware.machine import detected_gpus, host_memory_bytes, measured_cpu
+from scaling.hardware.user_rows import key_of, known_accelerators
+from scaling.units import GIB
+
+DEFAULT_ACCELERATOR, DEFAULT_NUM_GPUS = "a100-80gb", 8
+# What a node of such GPUs usually has (DGX A100: 1 or 2 TB); the planner says that it assumed it.
+ASSUMED_HOST_MEMORY_BYTES = 1024 * GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Equal nodes of equal accelerators."""
+
+    accelerator: Accelerator
+    num_nodes: int
+    gpus_per_node: int
+    host_memory_bytes: int
+    hostfile: str | None = None
+
+    @property
+    def world_size(self) -> int:
+        return self.num_nodes * self.gpus_per_node
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.accelerator.name == "cpu"
+
+    def link_bytes_per_s(self, ranks: int) -> float:
+        """What one of `ranks` devices of a node sends in a collective among them.
+
+        Where every pair has its own wires there are as many rings as neighbours: an all-reduce over 2 of 8 MI300X
+        ran at 48 GB/s, over all 8 at 313 (stas00/ml-engineering, network/README.md).
+        """
+        return self.accelerator.link_bytes_per_s * max(1, min(self.accelerator.mesh_links, ranks - 1))
+
+    @property
+    def collective_bytes_per_s(self) -> float:
+        """The slower of the links that a ring over all ranks crosses."""
+        in_node = self.link_bytes_per_s(self.gpus_per_node)
+        if self.num_nodes == 1 or self.world_size <= (self.accelerator.linked_devices or 0):
+            return in_node
+        return min(in_node, self.accelerator.network_bytes_per_s)
+
+    def __str__(self) -> str:
+        return f"{self.num_nodes} x {self.gpus_per_node} {self.accelerator.name}"
+
+
+def find_accelerator(name: str, *, cpu_ranks: int = 1, rows: Mapping[str, Accelerator] | None = None) -> Accelerator:
+    """The row called `name`, of `rows` or of all known ones; "cpu" is measured here and shared by `cpu_ranks`."""
+    key = key_of(name)
+    if key == "cpu":
+        return measured_cpu(cpu_ranks)
+    rows = known_accelerators() if rows is None else rows
+    if key not in rows:
+        raise InputError("gpu", name, "is not a known accelerator", hint=did_you_mean(key, [*rows, "cpu"]))
+    return rows[key]
+
+
+def cluster_of(
+    gpu: str | None,
+    gpus: int | None,
+    nodes: int | None,
+    hosts: list[tuple[str, int]] | None,
+    hostfile: str | None,
+    *,
+    rows: Mapping[str, Accelerator] | None = None,
+) -> tuple[Cluster, list[str]]:
+    """The cluster that a user means, and what had to be assumed.
+
+    `gpus` are GPUs per node. `hosts` are the (name, slots) of a hostfile, which then fix nodes and GPUs. `rows` are the
+    accelerators that can be meant, all known ones by default.
+    Raises InputError when the two disagree or a count is not possible.
+    """
+    assumptions = []
+    if hosts is not None:
+        slots = {count for _, count in hosts}
+        if len(slots) > 1:
+            raise InputError("hostfile", hostfile, f"has hosts of different sizes: slots {sorted(slots)}",
+                             hint="list equal hosts: a plan is for equal nodes")  # fmt: skip
+        for field, asked, found in (("nodes", nodes, len(hosts)), ("gpus", gpus, min(slots))):
+            if asked is not None and asked != found:
+                raise InputError(field, asked, f"contradicts {hostfile}, which has {found}")
+        nodes, gpus = len(hosts), min(slots)
+    for field, count in (("nodes", nodes), ("gpus", gpus)):
+        if count is not None and count < 1:
+            raise InputError(field, count, "must be at least 1")
+
+    host_memory = ASSUMED_HOST_MEMORY_BYTES
+    rows = known_accelerators() if rows is None else rows
+    if gpu is None:
+        found_here = detected_gpus(rows)
+        if found_here:
+            accelerator, count = found_here
+            host_memory = host_memory_bytes()
+            among = " in CUDA_VISIBLE_DEVICES" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+            assumptions.append(f"gpu: {count} x {accelerator.name} found on this machine{among}")
+        else:
+            accelerator, count = rows[DEFAULT_ACCELERATOR], DEFAULT_NUM_GPUS
+            assumptions.append(f"gpu: none found here, so {count} x {accelerator.name} (choose with --gpu and --gpus)")
+        gpus = gpus or count
+    else:
+        default = 2 if gpu.lower() == "cpu" else None
+        accelerator = find_accelerator(gpu, cpu_ranks=gpus or default or 1, rows=rows)
+        if gpus is None:
+            gpus = accelerator.gpus_per_node
+            assumptions.append(f"gpus: {gpus} per node (choose with --gpus)")
+    per_node = accelerator.gpus_per_node
+    if nodes is None and gpus > per_node:
+        if gpus % per_node:
+            raise InputError("gpus", gpus, f"is more than one node's {per_node} and not a multiple of it",
+                             hint="give GPUs per node with --gpus and the number of nodes with --nodes")  # fmt: skip
+        nodes, gpus = gpus // per_node, per_node
+        assumptions.append(f"nodes: {nodes} of {per_node}, since one {accelerator.name} node holds {per_node}")
+    if accelerator.name == "cpu":
+        host_memory = host_memory_bytes()
+    elif host_memory == ASSUMED_HOST_MEMORY_BYTES:
+        assumptions.append(f"host memory: {ASSUMED_HOST_MEMORY_BYTES // GIB} GiB per node")
+    return (
+        Cluster(
+            accelerator=replace(accelerator, gpus_per_node=gpus),
+            num_nodes=nodes or 1,
+            gpus_per_node=gpus,
+            host_memory_bytes=host_memory,
+            hostfile=hostfile,
+        ),
+        assumptions,
+    )
