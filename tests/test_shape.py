@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from scaling.errors import InputError
 from scaling.models.build import build
@@ -48,6 +49,80 @@ def test_num_params_is_that_of_the_transformers_model_when_no_two_dimensions_are
 )
 def test_num_params_is_the_published_count(name, published):
     assert MODELS[name].shape.num_params == published
+
+
+def _llama(layers, hidden, heads, kv_heads, ffn, vocab, *, tied=False):
+    return Shape(
+        name="llama", family="llama", num_layers=layers, hidden_size=hidden, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, intermediate_size=ffn, vocab_size=vocab, max_position_embeddings=128,
+        tied_embeddings=tied,
+    )  # fmt: skip
+
+
+def _llama_model(shape, **more):
+    return LlamaForCausalLM(
+        LlamaConfig(
+            num_hidden_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            intermediate_size=shape.intermediate_size,
+            vocab_size=shape.vocab_size,
+            max_position_embeddings=shape.max_position_embeddings,
+            tie_word_embeddings=shape.tied_embeddings,
+            use_cache=False,
+            **more,
+        )
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "dimensions",
+    [
+        (3, 42, 3, 3, 11, 13),  # every dimension its own prime factor, so that one taken for another shows
+        (3, 70, 5, 1, 11, 13),  # one key-value head for all
+        (2, 96, 6, 2, 40, 17),  # grouped queries
+        (32, 4096, 32, 8, 14_336, 128_256),  # meta-llama/Meta-Llama-3-8B
+        (16, 2048, 32, 8, 8192, 128_256),  # meta-llama/Llama-3.2-1B
+    ],
+)
+def test_num_params_of_a_llama_is_that_of_the_transformers_model(dimensions, tied):
+    shape = _llama(*dimensions, tied=tied)
+    with torch.device("meta"):
+        real = sum(parameter.numel() for parameter in _llama_model(shape).parameters())
+    assert shape.num_params == sum(shape.params_by_part.values()) == real
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "published"),
+    [
+        # The total of model.safetensors.index.json, halved (bf16), or as counted by transformers: meta-llama's
+        # Meta-Llama-3-8B, Meta-Llama-3-70B and Llama-2-7b-hf; TinyLlama/TinyLlama-1.1B-Chat-v1.0.
+        ((32, 4096, 32, 8, 14_336, 128_256), 8_030_261_248),
+        ((80, 8192, 64, 8, 28_672, 128_256), 70_553_706_496),
+        ((32, 4096, 32, 32, 11_008, 32_000), 6_738_415_616),
+        ((22, 2048, 32, 4, 5632, 32_000), 1_100_048_384),
+    ],
+)
+def test_num_params_of_a_llama_is_the_published_count(dimensions, published):
+    assert _llama(*dimensions).num_params == published
+
+
+def test_a_llama_without_key_value_heads_has_as_many_as_heads_an_untied_head_and_a_gated_mlp():
+    # transformers' LlamaConfig: num_key_value_heads=None means num_attention_heads; tie_word_embeddings=False.
+    shape = replace(_llama(2, 64, 4, 2, 96, 50), num_key_value_heads=0, gated_mlp=None, tied_embeddings=None)
+    assert (shape.num_key_value_heads, shape.gated_mlp, shape.tied_embeddings) == (4, True, False)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_flops_per_token_of_a_llama_is_what_torch_counts_over_forward_and_backward(kv_heads):
+    # As for gpt2 and bert below: to the last FLOP. Shared keys are expanded before the matmuls, so they cost as many.
+    shape, batch, seq_length = _llama(2, 48, 4, kv_heads, 80, 50), 3, 32
+    model = _llama_model(shape, attn_implementation="eager")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(batch, seq_length, dtype=torch.long)).logits.sum().backward()
+    assert shape.flops_per_token(seq_length) * batch * seq_length == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(

@@ -105,13 +105,12 @@ def memory(
     held = parameters_held(shape, strategy, rank)
     parameters, gradients, optimizer = model_states(job, strategy, held, profile)
     standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0
-    saved, layer, working_set = activations(job, strategy, profile, rank)
+    saved, layer, remade, working_set = activations(job, strategy, profile, rank)
     logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
     buffers = communication_buffers(shape, strategy, precision, profile)
-    recomputes = strategy.activation_checkpointing == "full"
     moments = {  # gradients, activations, logits, buffers
-        "loss": (standing, saved + (0 if recomputes else layer), logits, buffers),
-        "backward": (standing, saved + layer + working_set, 0, buffers),
+        "loss": (standing, saved, logits, buffers),
+        "backward": (standing, saved + remade + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
         "optimizer_step": (gradients, 0, 0, step_temporaries(held, strategy, precision, profile)),
     }
@@ -153,9 +152,17 @@ def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> int
     held = shape.num_layers * (shape.layer_matmul_params / tp + uncut_per_layer) / pp
     if pp == 1:
         return int(held + token_embedding / tp + parts.pop("head", 0) / tp + sum(parts.values()))
+    head = shape.vocab_size * shape.hidden_size / tp
     if rank == "last":
-        return int(held + shape.vocab_size * shape.hidden_size / tp + parts.get("final_norm", 0))
-    return int(held + token_embedding / tp + parts.get("position_embedding", 0))
+        return int(held + head + parts.get("final_norm", 0) + parts.get("mlm_head", 0))
+    return int(
+        held
+        + token_embedding / tp
+        + sum(parts.values())
+        - parts.get("final_norm", 0)
+        - parts.get("mlm_head", 0)
+        - parts.get("head", 0)
+    )
 
 
 def element_bytes(precision: str) -> int:
@@ -226,18 +233,17 @@ def layer_saved_elements(shape: Shape, profile: Profile = DEEPSPEED) -> tuple[fl
     return profile.cut * cut, profile.uncut * uncut
 
 
-def activations(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED, rank: Rank = "any") -> tuple[int, int, int]:
-    """(what waits for the backward, the tensors of the layer at work, its gradients), in bytes.
-
-    Without checkpointing the layer at work is one of those that waited; with it, its tensors are made again.
-    """
+def activations(
+    job: Job, strategy: Strategy, profile: Profile = DEEPSPEED, rank: Rank = "any"
+) -> tuple[int, int, int, int]:
+    """(what waits for the backward, all of one layer's tensors, those of them made again, its gradients), in bytes."""
     shape, tp = job.shape, strategy.tensor_parallel_size
     tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
     width = element_bytes(job.precision)
     uncut_by = tp if strategy.tensor_parallel_sequences else 1
     cut, uncut = layer_saved_elements(shape, profile)
-    # Dropout keeps its mask, a byte per element: after the embedding, the attention and the MLP.
-    masks = 3 * shape.hidden_size if job.dropout else 0
+    # Dropout keeps its mask, a byte per element: after the attention and after the MLP.
+    masks = 2 * shape.hidden_size if job.dropout else 0
     scores = 0.0
     if job.attention == "eager":
         scores = shape.num_attention_heads * job.seq_length * profile.score_bytes * width / 2 / tp
@@ -248,10 +254,13 @@ def activations(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED, rank
     checkpoint = tokens * shape.hidden_size * width / uncut_by
     match strategy.activation_checkpointing:
         case "full":
-            return int(waiting * checkpoint), int(layer), int(gradients)
-        case "selective":
-            return int(waiting * (layer - tokens * scores) * profile.selective_fraction), int(layer), int(gradients)
-    return int((waiting - 1) * layer), int(layer), int(gradients)
+            kept, remade = checkpoint, layer
+        case "selective":  # the scores are made again, and what of the rest is not kept
+            kept = (layer - tokens * scores) * profile.selective_fraction
+            remade = layer - kept
+        case _:
+            kept, remade = layer, 0.0
+    return int(waiting * kept), int(layer), int(remade), int(gradients)
 
 
 def in_flight(strategy: Strategy, rank: Rank) -> float:
@@ -294,9 +303,9 @@ def communication_buffers(shape: Shape, strategy: Strategy, precision: str, prof
         return profile.constant_bytes + int(whole * width)
     buckets, module = 2 * strategy.reduce_bucket_size, shape.largest_layer_params
     if strategy.zero_stage == 0 or strategy.shards == 1:
-        return module * width
+        return profile.constant_bytes + module * width
     live = live_parameters(shape, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
-    return (live + buckets + module) * width
+    return profile.constant_bytes + (live + buckets + module) * width
 
 
 def live_parameters(shape: Shape, prefetch: int) -> int:
@@ -317,12 +326,14 @@ def step_temporaries(held: int, strategy: Strategy, precision: str, profile: Pro
     width = element_bytes(precision)
     gathering = 2 * strategy.allgather_bucket_size * width
     if stage == 0:
-        return min(_FLAT_ELEMENTS, held) * width if Z > 1 else 0
-    if strategy.offload_optimizer == "cpu":
-        return gathering
-    if stage == 1 and accumulation_bytes(strategy, precision, profile) != width:
-        return min(_FLAT_ELEMENTS, held) * FP32_BYTES
-    return held * FP32_BYTES // Z + gathering
+        needed = min(_FLAT_ELEMENTS, held) * width if Z > 1 else 0
+    elif strategy.offload_optimizer == "cpu":
+        needed = gathering
+    elif stage == 1 and accumulation_bytes(strategy, precision, profile) != width:
+        needed = min(_FLAT_ELEMENTS, held) * FP32_BYTES
+    else:
+        needed = held * FP32_BYTES // Z + gathering
+    return profile.constant_bytes + needed
 
 
 def host_bytes(shape: Shape, strategy: Strategy, cluster: Cluster) -> int:

@@ -82,7 +82,8 @@ class Run:
     @property
     def configuration(self) -> tuple[object, ...]:
         """Equal for rows that differ in nothing that the estimate sees."""
-        return (self.stack, self.profile, self.job, self.strategy, self.cluster.accelerator.memory_bytes)
+        job = replace(self.job, shape=replace(self.job.shape, name=""))
+        return (self.stack, self.profile, job, self.strategy, self.cluster.accelerator.memory_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,12 @@ def load(path: str | Path, *, stack: str | None = None) -> tuple[list[Run], list
         raise FileProblems(str(path), [f"column {name!r} is missing" for name in missing])
     runs: list[Run] = []
     skipped: list[Skipped] = []
+    seen: set[str] = set()
     for row in table:
         row = {name: (value or "").strip() for name, value in row.items() if name}
+        if row["id"] in seen:
+            row["id"] = f"{row['id']} (line {table.line_num})"
+        seen.add(row["id"])
         try:
             runs.append(_run(row, stack))
         except (_Skip, InputError) as reason:
@@ -139,6 +144,10 @@ def _run(row: dict[str, str], stack: str | None) -> Run:
     strategy = _strategy(row, name)
     assumptions: list[str] = []
     job = _job(row, strategy, name, assumptions)
+    cluster = _cluster(row)
+    unknown = cluster.accelerator.name == UNKNOWN_GPU and not row["gpu_mem_gib"]
+    if unknown:
+        assumptions.append(f"an unknown gpu, {row['gpu_type']!r}: no verdict on what fits")
     peak, speed = row["measured_peak_gib"], row["tokens_per_s_per_gpu"]
     return Run(
         id=row["id"],
@@ -146,12 +155,12 @@ def _run(row: dict[str, str], stack: str | None) -> Run:
         profile=profile,
         job=job,
         strategy=strategy,
-        cluster=_cluster(row),
+        cluster=cluster,
         rank=_rank(row, name),
-        measured_peak_bytes=float(peak) * GIB if peak else None,
+        measured_peak_bytes=_number(row, "measured_peak_gib") * GIB if peak else None,
         peak_kind=_peak_kind(row["notes"]),
-        ran={"yes": True, "no": False}.get(row["fits"]),
-        tokens_per_second=float(speed) * _whole(row, "gpus") if speed else None,
+        ran=None if unknown else {"yes": True, "no": False}.get(row["fits"]),
+        tokens_per_second=_number(row, "tokens_per_s_per_gpu") * _whole(row, "gpus") if speed else None,
         assumptions=tuple(assumptions),
     )
 
@@ -168,35 +177,38 @@ def _fused(profile: Profile) -> Profile:
     return replace(profile, rms_uncut=1.0, gated_tensors=3, context_copies=0.0)
 
 
-def _whole(row: dict[str, str], name: str, default: int | None = None) -> int:
+def _number(row: dict[str, str], name: str) -> float:
+    """A positive number, or the reason to skip the row."""
     text = row[name]
-    if not text and default is not None:
-        return default
     try:
         value = float(text)
     except ValueError:
         raise _Skip(f"{name} is {text!r}" if text else f"{name} is not given") from None
-    if value < 1 or value != int(value):
+    if not 0 < value < math.inf:
         raise _Skip(f"{name} is {text!r}")
+    return value
+
+
+def _whole(row: dict[str, str], name: str, default: int | None = None) -> int:
+    if not row[name] and default is not None:
+        return default
+    value = _number(row, name)
+    if value != int(value):
+        raise _Skip(f"{name} is {row[name]!r}")
     return int(value)
 
 
 def _strategy(row: dict[str, str], stack: str) -> Strategy:
     tp, pp = _whole(row, "tp"), _whole(row, "pp")
     parts = row["sp_or_cp"]
-    split = math.prod(int(size) for size in re.findall(r"(?:cp|ulysses)(\d+)", parts))
-    if "ulysses" in parts:  # Ulysses' sequence-parallel ranks are data-parallel ranks of ZeRO
-        split = int(re.findall(r"ulysses(\d+)", parts)[0])
+    split = _sequence_split(parts)
     gpus = _whole(row, "gpus")
     if gpus % (tp * pp * split):
         raise _Skip(f"{gpus} GPUs are not a multiple of tp {tp} x pp {pp} x {split}")
     layers = _whole(row, "layers")
     if layers % pp:
         raise _Skip(f"{layers} layers do not divide by pp {pp}")
-    stages = {"none": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3, "fsdp2": 3}
-    sharding = re.split(r"[ (-]", row["sharding"])[0]
-    if sharding not in stages:
-        raise _Skip(f"sharding is {row['sharding']!r}" if row["sharding"] else "sharding is not given")
+    stage = _zero_stage(row["sharding"])
     checkpointing = row["act_ckpt"]
     if checkpointing not in ("none", "selective", "full"):
         raise _Skip(f"act_ckpt is {checkpointing!r}" if checkpointing else "act_ckpt is not given")
@@ -205,7 +217,7 @@ def _strategy(row: dict[str, str], stack: str) -> Strategy:
     optimizer_offload: Offload = "cpu" if "optimizer cpu" in row["offload"] else "none"
     parameter_offload: Offload = "cpu" if "param" in row["offload"] else "none"
     return Strategy(
-        zero_stage=stages[sharding],
+        zero_stage=stage,
         offload_optimizer=optimizer_offload,
         offload_param=parameter_offload,
         data_parallel_size=gpus // (tp * pp * split),
@@ -220,6 +232,28 @@ def _strategy(row: dict[str, str], stack: str) -> Strategy:
         reduce_bucket_size=500_000_000,
         allgather_bucket_size=500_000_000,
     )
+
+
+def _zero_stage(sharding: str) -> int:
+    """ZeRO's stage in the words of each stack: torch's FSDP shards all, or gradients and states, or nothing."""
+    if not sharding:
+        raise _Skip("sharding is not given")
+    word, _, strategy = re.split(r"[ (]", sharding)[0].partition("-")
+    fsdp = {"": 3, "FULL_SHARD": 3, "SHARD_GRAD_OP": 2, "NO_SHARD": 0}
+    stages = {"none": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+    stage = fsdp.get(strategy) if word in ("fsdp", "fsdp2") else stages.get(sharding.split(" ")[0])
+    if stage is None:
+        raise _Skip(f"sharding is {sharding!r}")
+    return stage
+
+
+def _sequence_split(text: str) -> int:
+    """Ranks that share a sequence: cpN or ulyssesN; "tp-sp" and "1" share none beyond the tensor-parallel ranks."""
+    sizes = [int(size) for size in re.findall(r"(?:cp|ulysses)(\d+)", text)]
+    rest = re.sub(r"(?:cp|ulysses)\d+|tp-sp", "", text).strip(" +,")
+    if rest not in ("", "1") or 0 in sizes:
+        raise _Skip(f"sp_or_cp is {text!r}")
+    return math.prod(sizes)
 
 
 def _job(row: dict[str, str], strategy: Strategy, stack: str, assumptions: list[str]) -> Job:
@@ -270,6 +304,7 @@ def _shape(row: dict[str, str], strategy: Strategy, stack: str, assumptions: lis
             assumptions.append(f"vocabulary {GPT2_VOCAB}, GPT-2's, of Megatron's tests")
         multiple = 128 * strategy.tensor_parallel_size  # --make-vocab-size-divisible-by
         vocab_size = -(-vocab_size // multiple) * multiple
+        assumptions.append(f"vocabulary padded to {vocab_size}, a multiple of {multiple}")
     shape = Shape(
         name=row["model"],
         family=family,
@@ -285,8 +320,9 @@ def _shape(row: dict[str, str], strategy: Strategy, stack: str, assumptions: lis
     )
     if family == "llama" and row["params"]:
         # Tied or not: whichever count is the published one.
+        params = _number(row, "params")
         both = (shape, replace(shape, tied_embeddings=True))
-        return min(both, key=lambda candidate: abs(candidate.num_params - float(row["params"])))
+        return min(both, key=lambda candidate: abs(candidate.num_params - params))
     return shape
 
 
@@ -305,7 +341,9 @@ def _cluster(row: dict[str, str]) -> Cluster:
     memory = row["gpu_mem_gib"]
     accelerator = known or replace(ACCELERATORS["a100-80gb"], name=UNKNOWN_GPU)
     if memory:
-        accelerator = replace(accelerator, memory_bytes=int(float(memory) * GIB), reported_memory_bytes=None)
+        accelerator = replace(
+            accelerator, memory_bytes=int(_number(row, "gpu_mem_gib") * GIB), reported_memory_bytes=None
+        )
     per_node = min(gpus, accelerator.gpus_per_node)
     return Cluster(
         accelerator=accelerator,

@@ -1,5 +1,6 @@
 """Errors of the estimate over runs: per stack and over all, by row and with one vote per distinct configuration."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -105,14 +106,14 @@ def _votes(runs: Sequence[Run], errors: dict[str, float]) -> list[float]:
 
 
 def quantiles(errors: Iterable[float]) -> dict[str, Any]:
-    """{"count", "median", "p90", "worst"}; None where there are none. The 90th percentile is the nearest rank."""
+    """{"count", "median", "p90", "worst"}; None where there are none. The 90th percentile is the nearest rank's."""
     ordered = sorted(errors)
     if not ordered:
         return {"count": 0, "median": None, "p90": None, "worst": None}
     return {
         "count": len(ordered),
         "median": median(ordered),
-        "p90": ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))],
+        "p90": ordered[math.ceil(0.9 * len(ordered)) - 1],
         "worst": ordered[-1],
     }
 
