@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +14,7 @@ from scaling import data
 from scaling.data import tokens
 from scaling.data.tokenizer import END_OF_TEXT_ID
 from scaling.errors import FileProblems, InputError
+from scaling.recipe import model_of
 
 
 def stream(corpus):
@@ -88,8 +89,8 @@ def test_a_second_call_takes_what_the_first_built_for_either_task(recipe_of, tmp
 
 def test_another_text_vocabulary_or_split_is_another_folder(recipe_of, tmp_path, text_file):
     cache, small = tmp_path / "cache", recipe_of(corpus=text_file)
-    shape = {**asdict(small.shape), "name": "wide", "vocab_size": 70_000}
-    wide = data.prepare(recipe_of(shape, corpus=text_file), base=tmp_path, cache=cache)
+    shape = replace(small.shape, name="wide", vocab_size=70_000)
+    wide = data.prepare(recipe_of(model_of(shape), corpus=text_file), base=tmp_path, cache=cache)
     data.prepare(small, base=tmp_path, cache=cache)
     data.prepare(recipe_of(corpus=text_file, validation_fraction=0.1), base=tmp_path, cache=cache)
     with (tmp_path / text_file).open("a") as file:
