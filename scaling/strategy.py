@@ -59,14 +59,14 @@ class Strategy:
             f"{self.gradient_accumulation_steps} accumulation x {self.data_parallel_size} data parallel"
         )
 
+    @property
+    def parallelism(self) -> dict[str, int]:
+        """The kinds of parallelism used beside data parallelism, each with its size: {"tensor": 4}."""
+        return parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
+
     def __str__(self) -> str:
         family = family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
-        sizes = {
-            "tensor": self.tensor_parallel_size,
-            "pipeline": self.pipeline_parallel_size,
-            "sequence": self.sequence_parallel_size,
-        }
-        family = ", ".join([family, *(f"{name} parallel {size}" for name, size in sizes.items() if size > 1)])
+        family = ", ".join([family, *(f"{kind} parallel {size}" for kind, size in self.parallelism.items())])
         return f"{family}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
 
 
@@ -79,6 +79,12 @@ def family_name(zero_stage: int, offload_optimizer: Offload, activation_checkpoi
         "no checkpointing" if activation_checkpointing == "none" else f"{activation_checkpointing} checkpointing"
     )
     return ", ".join(parts)
+
+
+def parallelism(tensor_parallel_size: int, pipeline_parallel_size: int, sequence_parallel_size: int) -> dict[str, int]:
+    """Those of the sizes that split anything, by kind, data parallelism apart: {"tensor": 4, "pipeline": 2}."""
+    sizes = {"tensor": tensor_parallel_size, "pipeline": pipeline_parallel_size, "sequence": sequence_parallel_size}
+    return {kind: size for kind, size in sizes.items() if size > 1}
 
 
 def bucket_size(shape: Shape) -> int:

@@ -10,7 +10,7 @@ from itertools import product
 from scaling.hardware import Cluster
 from scaling.recipe import Recipe
 from scaling.shape import Shape
-from scaling.strategy import Checkpointing, Offload, family_name
+from scaling.strategy import Checkpointing, Offload, family_name, parallelism
 
 # The parallelisms that scaling/training runs today, data parallelism apart.
 RUNNABLE: frozenset[str] = frozenset()
@@ -33,18 +33,9 @@ class Layout:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
 
     @property
-    def parallelism(self) -> tuple[str, ...]:
-        """The kinds of parallelism used beside data parallelism."""
-        sizes = {
-            "tensor": self.tensor_parallel_size,
-            "pipeline": self.pipeline_parallel_size,
-            "sequence": self.sequence_parallel_size,
-        }
-        return tuple(name for name, size in sizes.items() if size > 1)
-
-    @property
     def runnable(self) -> bool:
-        return set(self.parallelism) <= RUNNABLE
+        used = parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
+        return used.keys() <= RUNNABLE
 
     def __str__(self) -> str:
         return family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)

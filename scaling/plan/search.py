@@ -185,7 +185,7 @@ def _beyond(candidates: list[Candidate], chosen: Candidate) -> list[Rejection]:
     """The best of each kind of parallelism that cannot be run yet, with what it would bring."""
     kinds: dict[tuple[str, ...], Candidate] = {}
     for candidate in candidates:
-        kind = _kind(candidate.strategy)
+        kind = tuple(candidate.strategy.parallelism)
         if kind not in kinds or candidate.time.step_s < kinds[kind].time.step_s:
             kinds[kind] = candidate
     rejections = []
@@ -196,15 +196,6 @@ def _beyond(candidates: list[Candidate], chosen: Candidate) -> list[Rejection]:
         reason = f"would take {step} a step{against} and {each}; {missing}"
         rejections.append(Rejection(strategy=str(candidate.strategy), reason=reason))
     return rejections
-
-
-def _kind(strategy: Strategy) -> tuple[str, ...]:
-    sizes = {
-        "tensor": strategy.tensor_parallel_size,
-        "pipeline": strategy.pipeline_parallel_size,
-        "sequence": strategy.sequence_parallel_size,
-    }
-    return tuple(name for name, size in sizes.items() if size > 1)
 
 
 def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile, steering: Steering) -> tuple[str, ...]:

@@ -2,12 +2,10 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from scaling import cli
 from scaling.cost.profile import load_profile
 from tests.cost.test_profile import BROKEN
 from tests.validate import MEGATRON, row, write_runs
@@ -15,23 +13,6 @@ from tests.validate import MEGATRON, row, write_runs
 _PLAN = ["plan", "--model", "gpt3-1.3b", "--gpus", "8", "--gpu", "a100-80gb", "--json"]
 # One strategy whatever the profile says, so that two estimates are of the same thing.
 _PINNED = ["--pin", "zero_stage=2", "--pin", "micro_batch_size=4", "--pin", "activation_checkpointing=none"]
-
-
-@pytest.fixture
-def scale(monkeypatch, capsys, tmp_path):
-    """A function from arguments to (exit code, stdout, stderr), run in an empty folder."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def of(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scale", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capsys.readouterr()
-
-    return of
 
 
 def _written():

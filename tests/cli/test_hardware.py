@@ -1,11 +1,10 @@
 """`scale hardware` as a person and as a program meets it."""
 
 import json
-import sys
+from pathlib import Path
 
 import pytest
 
-from scaling import cli
 from scaling.hardware import ACCELERATORS, FIELDS
 
 MINE = """\
@@ -19,23 +18,9 @@ h100-96gb:
 
 
 @pytest.fixture
-def scale(monkeypatch, capsys, tmp_path):
-    """A function from arguments to (exit code, stdout, stderr), run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SCALE_HARDWARE", raising=False)
-
-    def of(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scale", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capsys.readouterr()
-
-    return of
-
-
-@pytest.fixture
-def mine(tmp_path):
-    path = tmp_path / "mine.yaml"
+def mine(scale):
+    """A hardware file of one's own in the folder that `scale` runs in."""
+    path = Path.cwd() / "mine.yaml"
     path.write_text(MINE)
     return path
 
@@ -126,8 +111,8 @@ def test_what_is_not_known_is_exit_2_with_what_is(scale, mine, arguments, said, 
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_a_wrong_file_is_exit_2_with_every_row_that_is_wrong(scale, tmp_path, as_json):
-    (tmp_path / "wrong.yaml").write_text("h100: {memroy_gib: 80}\nl40: {memory_gib: 48}\n")
+def test_a_wrong_file_is_exit_2_with_every_row_that_is_wrong(scale, as_json):
+    Path("wrong.yaml").write_text("h100: {memroy_gib: 80}\nl40: {memory_gib: 48}\n")
     code, out, err = scale("hardware", "--hardware", "wrong.yaml", *as_json)
     assert (code, out) == (2, "")
     assert "wrong.yaml: 2 problems" in err

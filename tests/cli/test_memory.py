@@ -1,29 +1,15 @@
 """`scale memory`: the estimate of one strategy, as asked."""
 
 import json
-import sys
 
 import pytest
-
-from scaling import cli
-
-
-@pytest.fixture
-def scale(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["scale", "memory", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return run
 
 
 def test_the_json_repeats_the_strategy_that_was_asked_for(scale):
     code, out, _ = scale(
-        "--params", "13B", "--gpu", "a100-80gb", "--gpus", "8", "--zero-stage", "1", "--tensor-parallel-size", "4",
-        "--pipeline-parallel-size", "2", "--micro-batch-size", "2", "--gradient-accumulation-steps", "8", "--json",
+        "memory", "--params", "13B", "--gpu", "a100-80gb", "--gpus", "8", "--zero-stage", "1",
+        "--tensor-parallel-size", "4", "--pipeline-parallel-size", "2", "--micro-batch-size", "2",
+        "--gradient-accumulation-steps", "8", "--json",
     )  # fmt: skip
     answer = json.loads(out)
     assert code == 0
@@ -35,6 +21,7 @@ def test_the_json_repeats_the_strategy_that_was_asked_for(scale):
 
 def test_tensor_parallelism_lowers_the_estimate_and_more_than_a_gpu_holds_is_exit_1(scale):
     wide = [
+        "memory",
         "--params",
         "6.7B",
         "--gpu",
@@ -65,7 +52,7 @@ def test_tensor_parallelism_lowers_the_estimate_and_more_than_a_gpu_holds_is_exi
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_exit_2_with_one_error(scale, words, said):
-    code, out, err = scale("--params", "1.3B", *words)
+    code, out, err = scale("memory", "--params", "1.3B", *words)
     assert code == 2
     assert said in err
     assert out == ""

@@ -8,28 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling import cli
-
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "recipes" / "gpt_demo.yaml"
 EIGHT_A100 = ["--gpus", "8", "--gpu", "a100-80gb"]
-
-
-@pytest.fixture
-def scale(monkeypatch, capsys, tmp_path):
-    """A function from arguments to (exit code, stdout, stderr), run in an empty folder that is `tmp_path`/cwd."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def of(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scale", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capsys.readouterr()
-
-    return of
 
 
 def _written():

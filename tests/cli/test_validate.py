@@ -1,27 +1,10 @@
 """`scale validate` as a person and as a program meets it."""
 
 import json
-import sys
 
 import pytest
 
-from scaling import cli
 from tests.validate import MEGATRON, PUBLISHED, needs_published, row, write_runs
-
-
-@pytest.fixture
-def scale(monkeypatch, capsys):
-    """A function from arguments to (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def of(*arguments):
-        monkeypatch.setattr(sys, "argv", ["scale", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return left.value.code or 0, *capsys.readouterr()
-
-    return of
 
 
 @pytest.fixture
