@@ -7,6 +7,8 @@ from scaling.shape import Shape
 
 Offload = Literal["none", "cpu"]
 Checkpointing = Literal["none", "selective", "full"]
+SequenceParallelism = Literal["ulysses", "ring"]
+Rank = Literal["first", "last", "any"]  # of a pipeline
 
 _LARGEST_BUCKET = 100_000_000  # elements: 0.2 GB in 16 bit, far beyond what saturates NVLink or a 400 Gb/s network
 _SMALLEST_BUCKET = 65_536
@@ -16,20 +18,26 @@ _SMALLEST_BUCKET = 65_536
 class Strategy:
     """Sizes multiply: world_size = data x tensor x pipeline x sequence parallel sizes.
 
-    `sequence_parallel_size` splits the sequence over ranks of its own (Ulysses, context parallelism);
+    `sequence_parallel_size` splits the sequence over ranks of its own: "ulysses" trades it for heads around attention
+    (Jacobs et al. 2023), "ring" passes keys and values on (Liu et al. 2023; Megatron's context parallelism).
     `tensor_parallel_sequences` also splits it over the tensor-parallel ranks between their matmuls (Korthikanti et al.
-    2022). `virtual_pipeline_size` is the chunks of layers per pipeline rank (Narayanan et al. 2021).
+    2022). `expert_parallel_size` ranks of those that share no data hold different experts, each expert cut by
+    `expert_tensor_parallel_size` (None: as everything else is). `virtual_pipeline_size` is the chunks of layers per
+    pipeline rank (Narayanan et al. 2021). `offload_activations` moves what waits for the backward to the host.
     `reduce_bucket_size` and `allgather_bucket_size` are elements; the first is also ZeRO-3's prefetch bound.
     """
 
     zero_stage: int
     offload_optimizer: Offload
     offload_param: Offload = "none"
+    offload_activations: bool = False
     data_parallel_size: int
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     sequence_parallel_size: int = 1
+    sequence_parallelism: SequenceParallelism = "ulysses"
     expert_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None
     virtual_pipeline_size: int = 1
     tensor_parallel_sequences: bool = False
     micro_batch_size: int
@@ -51,6 +59,16 @@ class Strategy:
     def shards(self) -> int:
         """Ranks over which ZeRO shards a parameter: data and sequence parallel ranks alike hold the same ones."""
         return self.data_parallel_size * self.sequence_parallel_size
+
+    @property
+    def expert_split(self) -> int:
+        """Ranks of a pipeline stage that hold one copy of its experts between them."""
+        return self.expert_parallel_size * (self.expert_tensor_parallel_size or self.tensor_parallel_size)
+
+    @property
+    def expert_shards(self) -> float:
+        """Ranks over which ZeRO shards an expert: those that hold the same part of it."""
+        return self.shards * self.tensor_parallel_size / self.expert_split
 
     @property
     def batch_equation(self) -> str:
@@ -85,6 +103,11 @@ def parallelism(tensor_parallel_size: int, pipeline_parallel_size: int, sequence
     """Those of the sizes that split anything, by kind, data parallelism apart: {"tensor": 4, "pipeline": 2}."""
     sizes = {"tensor": tensor_parallel_size, "pipeline": pipeline_parallel_size, "sequence": sequence_parallel_size}
     return {kind: size for kind, size in sizes.items() if size > 1}
+
+
+def layers_per_rank(shape: Shape, strategy: Strategy) -> int:
+    """Layers of the pipeline rank that has most."""
+    return -(-shape.num_layers // strategy.pipeline_parallel_size)
 
 
 def bucket_size(shape: Shape) -> int:

@@ -3,12 +3,31 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.hardware import Precision
+from scaling.hardware import MatmulPrecision, Precision
 from scaling.recipe import Recipe
 from scaling.shape import Shape
 
 Attention = Literal["flash", "eager"]
-Optimizer = Literal["adamw", "adamw8bit", "adafactor"]
+Optimizer = Literal["adamw", "adamw8bit", "lamb", "adafactor", "lion", "muon", "sgd", "lars"]
+AdapterTarget = Literal["query", "key", "value", "output", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Low-rank adapters beside frozen matrices (LoRA, Hu et al. 2021): of each target, r (inputs + outputs) train."""
+
+    rank: int
+    targets: frozenset[AdapterTarget]
+    dropout: float = 0.0
+
+    def params(self, shape: Shape) -> int:
+        """Trainable parameters in a model of `shape`."""
+        D, F = shape.hidden_size, shape.intermediate_size
+        outputs = {"query": shape.query_size, "key": shape.key_value_size, "value": shape.key_value_size}
+        sides = sum(D + size for name, size in outputs.items() if name in self.targets)
+        sides += (shape.query_size + D) * ("output" in self.targets)
+        sides += (D + F) * (3 if shape.gated_mlp else 2) * ("mlp" in self.targets)
+        return shape.num_layers * self.rank * sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,18 +35,25 @@ class Job:
     """One training job. `predicted_fraction` is the share of positions whose logits are computed.
 
     `attention` is "eager" where the T x T scores are kept, "flash" where they are made again tile by tile.
-    `fused_loss` is True where the loss never holds all logits (Liger's fused linear cross-entropy).
+    `matmul_precision` is what the layers' matmuls run in where that is narrower than `precision`.
+    `fused_loss` is True where the loss never holds all logits (Liger's fused linear cross-entropy), `tiled_mlp` where
+    an MLP's tensors exist for a tile of the sequence at a time (Snowflake's ALST), `step_in_backward` where each
+    parameter is updated as soon as its gradient is there. `adapter`: all else is frozen.
     """
 
     shape: Shape
     seq_length: int
     precision: Precision
+    matmul_precision: MatmulPrecision | None = None
     optimizer: Optimizer = "adamw"
+    adapter: Adapter | None = None
     dropout: float = 0.0
     predicted_fraction: float = 1.0
     causal: bool = True
     attention: Attention = "flash"
     fused_loss: bool = False
+    tiled_mlp: bool = False
+    step_in_backward: bool = False
     num_steps: int = 1
 
     @classmethod

@@ -3,20 +3,26 @@
 Structure is read from deepspeed 0.19.8, transformers 5.23 and Megatron-LM, and held against tensor bytes of real engine
 steps (tests/cost/test_memory_measured.py) and against published runs (`scale validate`).
 
-Alphabet: B micro batch, T sequence, D hidden, F intermediate, N heads, V vocabulary, L layers, W data-parallel ranks.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
+from scaling.cost.activations import activations, loss_bytes
 from scaling.cost.job import Job
+from scaling.cost.model_states import (
+    FP32_BYTES,
+    Held,
+    accumulation_bytes,
+    element_bytes,
+    keeps_gradients,
+    model_states,
+    parameters_held,
+)
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Cluster
 from scaling.shape import Shape
-from scaling.strategy import Strategy
-from scaling.units import GIB
-
-FP32_BYTES = 4
+from scaling.strategy import Rank, Strategy
+from scaling.units import GIB, MIB
 
 # Stage 0, and stage 1 where it accumulates in fp32 (BF16_Optimizer), flatten gradients for their all-reduce in pieces
 # of at most this many elements (deepspeed runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE).
@@ -28,10 +34,9 @@ USABLE_FRACTION = 0.92
 # CUDA context 0.47 to 1.78 GiB by CUDA version on an A100, and about 1.5 GiB that NCCL takes at the first collective
 # (stas00/ml-engineering). On a CPU: resident size of a rank that has imported torch, transformers and deepspeed.
 _CUDA_CONTEXT_BYTES = int(0.6 * GIB)
+_CONTEXT_BYTES = {"v100-16gb": 1343 * MIB, "v100-32gb": 1343 * MIB}  # as transformers' documentation measured it
 _NCCL_BYTES = int(1.5 * GIB)
 _CPU_CONTEXT_BYTES = int(0.45 * GIB)
-
-Rank = Literal["first", "last", "any"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +122,6 @@ def memory(
     moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
     gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts
     peak = parameters + optimizer + sum(parts)
-    multi = cluster.world_size > 1
-    context = _CPU_CONTEXT_BYTES if cluster.is_cpu else _CUDA_CONTEXT_BYTES + multi * _NCCL_BYTES
     return MemoryEstimate(
         parameters_bytes=parameters,
         gradients_bytes=gradients_bytes,
@@ -126,7 +129,7 @@ def memory(
         activations_bytes=activations_bytes,
         logits_bytes=logits_bytes,
         buffers_bytes=buffers_bytes,
-        context_bytes=context,
+        context_bytes=context_bytes(cluster),
         peak_allocated_bytes=peak,
         peak_reserved_bytes=peak if cluster.is_cpu else int(peak * profile.reserved_over_allocated),
         capacity_bytes=cluster.accelerator.usable_memory_bytes,
@@ -138,155 +141,12 @@ def memory(
     )
 
 
-def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> int:
-    """Parameters of one rank before ZeRO: its pipeline stage, cut by tensor parallelism.
-
-    Of a pipeline the first rank has the embeddings and the last the head; a tied head is a second copy there.
-    """
-    tp, pp = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
-    if tp == pp == 1:
-        return shape.num_params
-    parts = {name: count for name, count in shape.params_by_part.items() if name != "layers"}
-    token_embedding = parts.pop("token_embedding")
-    uncut_per_layer = shape.layer_params - shape.layer_matmul_params
-    held = shape.num_layers * (shape.layer_matmul_params / tp + uncut_per_layer) / pp
-    if pp == 1:
-        return int(held + token_embedding / tp + parts.pop("head", 0) / tp + sum(parts.values()))
-    head = shape.vocab_size * shape.hidden_size / tp
-    if rank == "last":
-        return int(held + head + parts.get("final_norm", 0) + parts.get("mlm_head", 0))
-    return int(
-        held
-        + token_embedding / tp
-        + sum(parts.values())
-        - parts.get("final_norm", 0)
-        - parts.get("mlm_head", 0)
-        - parts.get("head", 0)
-    )
-
-
-def element_bytes(precision: str) -> int:
-    return FP32_BYTES if precision == "fp32" else 2
-
-
-def accumulation_bytes(strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
-    """Bytes per gradient element between micro steps."""
-    if precision == "fp32" or profile.sums == "fp32" or profile.parameter_bytes == FP32_BYTES:
-        return FP32_BYTES
-    if profile.sums == "parameter":
-        return profile.parameter_bytes
-    return FP32_BYTES if strategy.gradient_accumulation_steps > 1 else element_bytes(precision)
-
-
-def model_states(job: Job, strategy: Strategy, held: int, profile: Profile = DEEPSPEED) -> tuple[int, int, int]:
-    """(parameters, gradients, optimizer) in bytes on a rank that holds `held` parameters before ZeRO.
-
-    Optimizer: an fp32 master copy and the moments, sharded from stage 1; DeepSpeed keeps a master copy even of fp32
-    parameters from stage 1. Gradients: sharded from stage 2; at stage 1 the accumulated fp32 ones stand beside a
-    micro-batch's 16-bit ones. (Rajbhandari et al. 2020, arXiv 1910.02054, figure 1, is the special case 2 + 2 + 12
-    bytes per parameter.)
-    """
-    Z, stage, precision = strategy.shards, strategy.zero_stage, job.precision
-    width = FP32_BYTES if precision == "fp32" else profile.parameter_bytes
-    accumulated = accumulation_bytes(strategy, precision, profile)
-    parameters = held * width // (Z if stage == 3 else 1)
-    gradients = held * accumulated // (Z if stage >= 2 else 1)
-    if stage <= 1 and profile.passing_gradients and accumulated != width:
-        gradients += held * width
-    if precision == "fp32":
-        master = FP32_BYTES if stage >= 1 and profile.buckets else 0
-        moment: float = FP32_BYTES
-    else:
-        master, moment = profile.master_bytes, profile.moment_bytes
-        parameters += held * profile.cast_bytes
-    if job.optimizer == "adamw8bit":
-        moment = 1
-    elif job.optimizer == "adafactor":  # a row and a column per matrix
-        moment = 0
-    optimizer = int(held * (master + 2 * moment)) // (Z if stage >= 1 else 1)
-    if strategy.offload_optimizer == "cpu":
-        optimizer = 0
-        if stage >= 2:
-            gradients = 0  # each bucket's share goes to the host as it is reduced
-    if strategy.offload_param == "cpu" and stage == 3:
-        parameters = 0
-    return parameters, gradients, optimizer
-
-
-def keeps_gradients(strategy: Strategy) -> bool:
-    """Whether gradients live on through the forward: sums of earlier micro steps, or stage 3's standing shard."""
-    return strategy.gradient_accumulation_steps > 1 or strategy.zero_stage == 3
-
-
-def layer_saved_elements(shape: Shape, profile: Profile = DEEPSPEED) -> tuple[float, float]:
-    """Elements per token that one layer saves for its backward: (those that tensor parallelism divides, the others).
-
-    Counted by operation, as autograd saves them, with flash attention and without dropout. Divided: query, key and
-    value, attention's output, and the MLP's pre-activation and activation (2 F), or a gated MLP's tensors. Not divided:
-    each norm's input and output, 4 D. For gpt2 and bert alike that is 8 D + 2 F. Norm statistics and the log-sum-exp
-    (below 1 %) are left out.
-    """
-    D, F = shape.hidden_size, shape.intermediate_size
-    mlp = profile.gated_tensors * F if shape.gated_mlp else 2 * F
-    cut = D + 2 * shape.key_value_size + D * (1 + profile.context_copies) + mlp
-    uncut = 4 * D * (profile.rms_uncut if shape.family == "llama" else 1.0)
-    return profile.cut * cut, profile.uncut * uncut
-
-
-def activations(
-    job: Job, strategy: Strategy, profile: Profile = DEEPSPEED, rank: Rank = "any"
-) -> tuple[int, int, int, int]:
-    """(what waits for the backward, all of one layer's tensors, those of them made again, its gradients), in bytes."""
-    shape, tp = job.shape, strategy.tensor_parallel_size
-    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
-    width = element_bytes(job.precision)
-    uncut_by = tp if strategy.tensor_parallel_sequences else 1
-    cut, uncut = layer_saved_elements(shape, profile)
-    # Dropout keeps its mask, a byte per element: after the attention and after the MLP.
-    masks = 2 * shape.hidden_size if job.dropout else 0
-    scores = 0.0
-    if job.attention == "eager":
-        scores = shape.num_attention_heads * job.seq_length * profile.score_bytes * width / 2 / tp
-    layer = tokens * (cut * width / tp + (uncut * width + masks) / uncut_by + scores)
-    # Gradients of the MLP's activation and pre-activation (2 F), of the residual and of a norm's input (2 D).
-    gradients = tokens * (2 * shape.intermediate_size / tp + 2 * shape.hidden_size / uncut_by) * width
-    waiting = shape.num_layers / strategy.pipeline_parallel_size * in_flight(strategy, rank)
-    checkpoint = tokens * shape.hidden_size * width / uncut_by
-    match strategy.activation_checkpointing:
-        case "full":
-            kept, remade = checkpoint, layer
-        case "selective":  # the scores are made again, and what of the rest is not kept
-            kept = (layer - tokens * scores) * profile.selective_fraction
-            remade = layer - kept
-        case _:
-            kept, remade = layer, 0.0
-    return int(waiting * kept), int(layer), int(remade), int(gradients)
-
-
-def in_flight(strategy: Strategy, rank: Rank) -> float:
-    """Micro-batches whose activations a pipeline rank holds at once.
-
-    1F1B: as many as there are ranks from it to the end. Interleaved in v chunks: (2 (p - r - 1) + (v - 1) p + 1) / v
-    micro-batches' worth at rank r (Narayanan et al. 2021; Megatron-LM core/pipeline_parallel/schedules.py).
-    """
-    p, v, m = strategy.pipeline_parallel_size, strategy.virtual_pipeline_size, strategy.gradient_accumulation_steps
-    behind = 0 if rank == "last" else p - 1
-    if v == 1:
-        return min(behind + 1, m)
-    return min((2 * behind + (v - 1) * p + 1) / v, m)
-
-
-def loss_bytes(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED) -> int:
-    """Logits and what the loss makes of them, at the loss's backward.
-
-    In 16 bit, for ours (scaling/models/loss.py): the logits 2, log-probabilities 4, their gradient 4, and the 16-bit
-    one 2 per logit; in fp32 4 + 4 + 4. Only positions with a target have logits; a fused loss holds none.
-    """
-    if job.fused_loss:
-        return 0
-    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
-    per_logit = 3 * FP32_BYTES if job.precision == "fp32" else profile.logit_bytes
-    return int(tokens * job.predicted_fraction * job.shape.vocab_size * per_logit / strategy.tensor_parallel_size)
+def context_bytes(cluster: Cluster) -> int:
+    """What a rank's process takes beside tensors: the CUDA context and NCCL, or Python's libraries on a CPU."""
+    if cluster.is_cpu:
+        return _CPU_CONTEXT_BYTES
+    context = _CONTEXT_BYTES.get(cluster.accelerator.name, _CUDA_CONTEXT_BYTES)
+    return context + (_NCCL_BYTES if cluster.world_size > 1 else 0)
 
 
 def communication_buffers(shape: Shape, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
@@ -298,9 +158,12 @@ def communication_buffers(shape: Shape, strategy: Strategy, precision: str, prof
     """
     width = element_bytes(precision)
     if not profile.buckets:
-        gathered = profile.gathered_layers * shape.layer_params + 2 * shape.vocab_size * shape.hidden_size
-        whole = gathered / strategy.tensor_parallel_size if strategy.zero_stage == 3 else 0
-        return profile.constant_bytes + int(whole * width)
+        gathered = 0.0
+        if strategy.zero_stage == 3:
+            gathered = profile.gathered_layers * shape.layer_params + 2 * shape.vocab_size * shape.hidden_size
+        elif strategy.zero_stage == 0 and strategy.shards > 1 and not profile.standing_gradients:
+            gathered = shape.num_params / strategy.pipeline_parallel_size  # DistributedDataParallel's buckets
+        return profile.constant_bytes + int(gathered / strategy.tensor_parallel_size * width)
     buckets, module = 2 * strategy.reduce_bucket_size, shape.largest_layer_params
     if strategy.zero_stage == 0 or strategy.shards == 1:
         return profile.constant_bytes + module * width
@@ -313,27 +176,27 @@ def live_parameters(shape: Shape, prefetch: int) -> int:
     return 2 * shape.largest_layer_params + prefetch
 
 
-def step_temporaries(held: int, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
+def step_temporaries(held: Held, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
     """What the optimizer step adds to the model states, in bytes.
 
     DeepSpeed's stages 1 to 3 copy the rank's gradients to fp32 for the master weights and gather the updated
     parameters in buckets; a 16-bit stage-1 run that accumulates flattens its fp32 gradients for the all-reduce.
     torch's fused AdamW itself needs nothing. Offloaded, both stay on the host.
     """
+    share = held.sharded(strategy) if strategy.zero_stage >= 1 else held.total
     if not profile.buckets:
-        return profile.constant_bytes
-    Z, stage = strategy.shards, strategy.zero_stage
-    width = element_bytes(precision)
+        return profile.constant_bytes + int(share * profile.step_bytes)
+    stage, width, flat = strategy.zero_stage, element_bytes(precision), min(_FLAT_ELEMENTS, held.total)
     gathering = 2 * strategy.allgather_bucket_size * width
     if stage == 0:
-        needed = min(_FLAT_ELEMENTS, held) * width if Z > 1 else 0
-    elif strategy.offload_optimizer == "cpu":
+        needed = flat * width if strategy.shards > 1 else 0
+    elif strategy.offload_optimizer != "none":
         needed = gathering
     elif stage == 1 and accumulation_bytes(strategy, precision, profile) != width:
-        needed = min(_FLAT_ELEMENTS, held) * FP32_BYTES
+        needed = flat * FP32_BYTES
     else:
-        needed = held * FP32_BYTES // Z + gathering
-    return profile.constant_bytes + needed
+        needed = share * FP32_BYTES + gathering
+    return profile.constant_bytes + int(needed)
 
 
 def host_bytes(shape: Shape, strategy: Strategy, cluster: Cluster) -> int:

@@ -8,11 +8,12 @@ Alphabet: T sequence, D hidden, L layers, W data-parallel ranks.
 
 from dataclasses import dataclass, fields
 
+from scaling.cost.activations import layer_saved_elements, loss_bytes, scores_bytes_per_token
 from scaling.cost.job import Job
-from scaling.cost.memory import element_bytes, layer_saved_elements, loss_bytes
+from scaling.cost.model_states import element_bytes
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
-from scaling.strategy import Strategy
+from scaling.strategy import Strategy, layers_per_rank
 from scaling.units import SECONDS_PER_DAY
 
 # Assumed: host bandwidth of a two-socket node that the CPU optimizer shares, and PCIe 4.0 x16 one way per GPU.
@@ -24,9 +25,10 @@ _PCIE_BYTES_PER_S = 25e9
 class Terms:
     """One value per term of the roofline: ideal seconds of a step, or the coefficients that scale them.
 
-    `matmul` and `attention` are FLOPs over the dense peak, recomputation included; `memory` and `optimizer` bytes over
-    the memory bandwidth; `link` and `network` bytes over the links within and between nodes (a coefficient below 1 is
-    overlap); `layers` milliseconds per layer and micro step, for launches and gathers; `offload` host and PCIe.
+    `matmul` is FLOPs over the measured matmul ceiling and the matmuls' own memory traffic, `attention` FLOPs over that
+    ceiling, both with recomputation; `memory` and `optimizer` bytes over the memory bandwidth; `link` and `network`
+    bytes over the links within and between nodes (a coefficient below 1 is overlap); `layers` milliseconds per layer
+    and micro step, for launches and gathers; `offload` host and PCIe.
     """
 
     matmul: float
@@ -39,17 +41,16 @@ class Terms:
     offload: float = 1.0
 
 
-# Least squares on relative errors of 129 published runs of llm-foundry (MPT 125M to 70B, 8 to 512 GPUs, A100-40,
-# A100-80, H100), with a weak pull to round values; leaving each model out, the median error is 3.6 %. Matmul and
-# attention are per GPU, against its dense peak; the others are shared.
-_SHARED = {"memory": 2.7, "optimizer": 2.15, "link": 1.1, "network": 0.55, "layers": 1.57}
+# Fitted by benchmarks/fit_step_time.py to 129 published runs of llm-foundry (MPT 125M to 70B, 8 to 512 GPUs, A100-40,
+# A100-80, H100); leaving each model out, the median error is 3.3 %. Matmul and attention are per GPU, the others
+# shared.
+_SHARED = {"memory": 2.25, "optimizer": 2.1, "link": 0.95, "network": 0.65, "layers": 1.12}
 _FITTED = {
-    "a100-40gb": Terms(matmul=1.19, attention=3.09, **_SHARED),
-    "a100-80gb": Terms(matmul=1.16, attention=3.12, **_SHARED),
-    "h100": Terms(matmul=1.35, attention=5.49, **_SHARED),
+    "a100-40gb": Terms(matmul=1.00, attention=2.68, **_SHARED),
+    "a100-80gb": Terms(matmul=0.99, attention=2.71, **_SHARED),
+    "h100": Terms(matmul=1.04, attention=4.37, **_SHARED),
 }
-# For a GPU without published runs: how far the three above stay from their measured matmul ceiling.
-_MATMUL_OVER_CEILING, _ATTENTION_OVER_CEILING = 1.04, 3.3
+_UNFITTED = Terms(matmul=1.02, attention=2.9, **_SHARED)
 # A CPU's 16-bit elementwise kernels stay far below a plain copy, and a layer costs Python and hooks: docs/log.md.
 _CPU = Terms(matmul=1.1, attention=1.6, memory=4.5, optimizer=4.5, link=1.0, network=1.0, layers=1.5)
 
@@ -79,13 +80,14 @@ def step_time(
     c = coefficients or coefficients_of(cluster.accelerator)
     ideal = ideal_terms(job, strategy, cluster, profile)
     again = recompute_terms(job, strategy, cluster)
-    parts = {
+    parts = {  # at the profile's pace
         "compute_s": c.matmul * (ideal.matmul - again.matmul) + c.attention * (ideal.attention - again.attention),
         "recompute_s": c.matmul * again.matmul + c.attention * again.attention,
         "memory_bound_s": c.memory * ideal.memory + c.layers * ideal.layers,
         "communication_s": c.link * ideal.link + c.network * ideal.network,
         "optimizer_s": c.optimizer * ideal.optimizer + c.offload * ideal.offload,
     }
+    parts = {name: profile.time_scale * seconds for name, seconds in parts.items()}
     step_s = sum(parts.values())
     tokens_per_second = strategy.global_batch_size * job.seq_length / step_s
     flops = job.shape.flops_per_token(job.seq_length, predicted_fraction=job.predicted_fraction) * tokens_per_second
@@ -102,32 +104,29 @@ def coefficients_of(accelerator: Accelerator) -> Terms:
     """The coefficients for an accelerator: its own fit, a CPU's, or the fitted GPUs' distance from their ceiling."""
     if accelerator.name == "cpu":
         return _CPU
-    if accelerator.name in _FITTED:
-        return _FITTED[accelerator.name]
-    over_peak = 1 / accelerator.matmul_fraction
-    return Terms(matmul=_MATMUL_OVER_CEILING * over_peak, attention=_ATTENTION_OVER_CEILING * over_peak, **_SHARED)
+    return _FITTED.get(accelerator.name, _UNFITTED)
 
 
 def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> Terms:
     """Each term of one optimizer step at the hardware's own rate, in seconds (`layers` in milliseconds' worth)."""
     shape, gpu = job.shape, cluster.accelerator
-    peak, steps = gpu.peak_flops(job.precision), strategy.gradient_accumulation_steps
+    steps = strategy.gradient_accumulation_steps
     tokens = strategy.micro_batch_size * job.seq_length  # of one micro step on one data-parallel rank
     split = strategy.model_parallel_size * strategy.sequence_parallel_size
-    width = element_bytes(job.precision)
     again = recompute_terms(job, strategy, cluster)
-    recomputes = strategy.activation_checkpointing == "full"
     busy = steps * pipeline_stretch(strategy)  # micro steps' worth of time, the pipeline's idle ones included
 
-    matmul_flops = tokens * shape.flops_per_token(0, predicted_fraction=job.predicted_fraction) / split
-    # Flash attention's backward makes the scores again: 5 matmuls to the forward's 2.
-    attention_flops = 3.5 * attention_forward_flops(job, tokens) / split
-    # Every saved element is written and read forward, read and its gradient written backward.
-    cut, uncut = layer_saved_elements(shape, profile)
-    uncut_by = strategy.tensor_parallel_size if strategy.tensor_parallel_sequences else 1
-    layers = shape.num_layers / strategy.pipeline_parallel_size
-    saved = tokens / strategy.sequence_parallel_size * layers * (cut / strategy.tensor_parallel_size + uncut / uncut_by)
-    moved = (6 if recomputes else 4) * saved * width + 3 * loss_bytes(job, strategy, profile)
+    layers_flops = 3 * layers_forward_flops(job, tokens)
+    head_flops = tokens * shape.flops_per_token(0, predicted_fraction=job.predicted_fraction) - layers_flops
+    layers = layers_per_rank(shape, strategy)
+    matmul = layers_flops / gpu.matmul_ceiling(job.matmul_precision or job.precision)
+    matmul += head_flops / gpu.matmul_ceiling(job.precision)
+    attention = attention_forward_flops(job, tokens) / gpu.matmul_ceiling(job.precision)
+    if job.attention == "eager":
+        matmul += 3 * attention  # plain matmuls: two more in the backward for each of the forward's
+        attention = 0.0
+    moved = layers * tokens / strategy.sequence_parallel_size * moved_bytes_per_token(job, strategy, profile)
+    moved += 3 * loss_bytes(job, strategy, profile)
     share = shape.num_params / strategy.model_parallel_size / (strategy.shards if strategy.zero_stage >= 1 else 1)
     offloaded = strategy.offload_optimizer == "cpu"
     # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
@@ -135,15 +134,55 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     host = share * cluster.gpus_per_node * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
     link, network = communication(job, strategy, cluster)
     return Terms(
-        matmul=busy * matmul_flops / peak + again.matmul,
-        attention=busy * attention_flops / peak + again.attention,
+        matmul=busy * (matmul / split + 3 * layers * matmul_traffic_bytes(job, strategy) / gpu.memory_bytes_per_s)
+        + again.matmul,
+        # Flash attention's backward makes the scores again: 5 matmuls to the forward's 2.
+        attention=busy * 3.5 * attention / split + again.attention,
         memory=busy * moved / gpu.memory_bytes_per_s,
-        optimizer=0.0 if offloaded else share * (28 + width) / gpu.memory_bytes_per_s,
+        optimizer=0.0 if offloaded else share * (28 + element_bytes(job.precision)) / gpu.memory_bytes_per_s,
         link=link,
         network=network,
         layers=busy * layers * 1e-3,
         offload=host if offloaded else 0.0,
     )
+
+
+def layers_forward_flops(job: Job, tokens: float) -> float:
+    """The layers' matrices, 2 per weight that a token meets; attention's scores and the head apart."""
+    return 2 * tokens * job.shape.num_layers * (job.shape.active_matmul_params + job.shape.router_params)
+
+
+def matmul_traffic_bytes(job: Job, strategy: Strategy) -> float:
+    """What one layer's matmuls read and write forward, for a micro step on one rank: inputs, weights and outputs.
+
+    The backward does it twice more. Beside FLOPs this is what makes small and narrow matmuls slow.
+    """
+    shape, tp = job.shape, strategy.tensor_parallel_size
+    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    D, mlp = shape.hidden_size, shape.experts_per_token * shape.intermediate_size * (3 if shape.gated_mlp else 2)
+    per_token = D + D + shape.experts_per_token * 2 * D + (2 * shape.query_size + 2 * shape.key_value_size + mlp) / tp
+    return (tokens * per_token + shape.layer_matmul_params / tp) * element_bytes(job.precision)
+
+
+def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> float:
+    """Memory traffic of one layer for a token, forward and backward, matmuls' own apart.
+
+    Every saved element is written and read forward, read and its gradient written backward (and the first two once
+    more where the forward is made again). Casting to 8 bits or fewer reads each matmul's input and output gradient once
+    more and writes a byte.
+    """
+    shape, tp = job.shape, strategy.tensor_parallel_size
+    accesses = 6 if strategy.activation_checkpointing == "full" else 4
+    cut, uncut = layer_saved_elements(job, profile)
+    uncut_by = tp if strategy.tensor_parallel_sequences else 1
+    moved = accesses * (cut / tp + uncut / uncut_by) * element_bytes(job.precision)
+    if job.attention == "eager":
+        moved += accesses * scores_bytes_per_token(job, strategy, profile)
+    if job.matmul_precision in ("fp8", "fp4"):
+        inputs = 2 * shape.hidden_size + shape.query_size + shape.intermediate_size
+        gradients = inputs + 2 * shape.key_value_size + (shape.intermediate_size if shape.gated_mlp else 0)
+        moved += 3 * (inputs + gradients) / tp
+    return moved
 
 
 def pipeline_stretch(strategy: Strategy) -> float:
@@ -159,38 +198,51 @@ def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
         return Terms(**nothing)
     tokens = strategy.micro_batch_size * job.seq_length * strategy.gradient_accumulation_steps
     shared = tokens * pipeline_stretch(strategy) / strategy.model_parallel_size / strategy.sequence_parallel_size
-    peak = cluster.accelerator.peak_flops(job.precision)
-    layers = 2 * shared * job.shape.num_layers * job.shape.layer_matmul_params
-    return Terms(**nothing | {"matmul": layers / peak, "attention": attention_forward_flops(job, shared) / peak})
+    gpu = cluster.accelerator
+    traffic = strategy.gradient_accumulation_steps * pipeline_stretch(strategy)
+    traffic *= layers_per_rank(job.shape, strategy) * matmul_traffic_bytes(job, strategy)
+    matmul = layers_forward_flops(job, shared) / gpu.matmul_ceiling(job.matmul_precision or job.precision)
+    matmul += traffic / gpu.memory_bytes_per_s
+    attention = attention_forward_flops(job, shared) / gpu.matmul_ceiling(job.precision)
+    if job.attention == "eager":
+        matmul, attention = matmul + attention, 0.0
+    return Terms(**nothing | {"matmul": matmul, "attention": attention})
 
 
 def attention_forward_flops(job: Job, tokens: float) -> float:
-    """Scores and values, 4 L D T per token; half of that under a causal mask, whose other half flash attention skips.
+    """Scores and values, 4 L N H T per token; half of that under a causal mask, whose other half flash attention skips.
 
     The MFU convention counts the whole square.
     """
-    square = 4 * job.shape.num_layers * job.shape.hidden_size * job.seq_length * tokens
-    return square / 2 if job.causal else square
+    square = 4 * job.shape.num_layers * job.shape.query_size * job.seq_length * tokens
+    return square / 2 if job.causal and job.attention == "flash" else square
 
 
 def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float, float]:
     """Seconds of an optimizer step's traffic (within a node, between nodes) at the links' own rates.
 
     Ranks are numbered tensor parallel first, then sequence, data and pipeline parallel, so that the chattiest group
-    stays in a node. Tensor parallelism all-reduces a layer's activations twice forward and twice backward (and twice
-    more where the forward is made again); Ulysses sends queries, keys, values and outputs all-to-all, forward and
-    backward; a pipeline passes one activation on, forward and backward.
+    stays in a node. Tensor parallelism all-reduces a layer's activations twice forward and twice backward. Ulysses
+    sends queries, keys, values and outputs all-to-all, forward and backward; a ring passes keys and values from rank
+    to rank, and their gradients back. Where the forward is made again, so is its part. A pipeline passes one
+    activation on, forward and backward.
     """
-    gpu, per_node = cluster.accelerator, cluster.gpus_per_node
+    shape, gpu, per_node = job.shape, cluster.accelerator, cluster.gpus_per_node
     tp, sp, pp = strategy.tensor_parallel_size, strategy.sequence_parallel_size, strategy.pipeline_parallel_size
     steps = strategy.gradient_accumulation_steps
-    activation = strategy.micro_batch_size * job.seq_length / sp * job.shape.hidden_size * element_bytes(job.precision)
-    layers = job.shape.num_layers / pp
-    passes = 6 if strategy.activation_checkpointing == "full" else 4
+    token = strategy.micro_batch_size * job.seq_length / sp * element_bytes(job.precision)  # bytes of one element each
+    activation = token * shape.hidden_size
+    layers = layers_per_rank(shape, strategy)
+    forwards = 2 if strategy.activation_checkpointing == "full" else 1
+    queries, keys_values = token * shape.query_size / tp, token * 2 * shape.key_value_size / tp
+    if strategy.sequence_parallelism == "ulysses":
+        exchanged = (forwards + 1) * (2 * queries + keys_values)
+    else:
+        exchanged = (forwards + 2) * keys_values * sp
     link = network = 0.0
     for volume, inside, size in (
-        (steps * layers * passes * 2 * activation, 1, tp),
-        (steps * layers * 2 * passes * activation, tp, sp),
+        (steps * layers * (forwards + 1) * 2 * 2 * activation, 1, tp),
+        (steps * layers * exchanged, tp, sp),
         (communication_bytes(job, strategy) / strategy.model_parallel_size, tp, strategy.shards),
     ):
         # A ring of `size` ranks that stand `inside` apart: so many of them share a node.

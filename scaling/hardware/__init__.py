@@ -1,6 +1,6 @@
 """Accelerators, links and clusters: data with a source for every row, what a user adds, and what this machine holds."""
 
-from scaling.hardware.accelerator import FIELDS, Accelerator, Field, Precision
+from scaling.hardware.accelerator import FIELDS, Accelerator, Field, MatmulPrecision, Precision
 from scaling.hardware.cluster import (
     ASSUMED_HOST_MEMORY_BYTES,
     DEFAULT_ACCELERATOR,
@@ -23,6 +23,7 @@ __all__ = [
     "Accelerator",
     "Cluster",
     "Field",
+    "MatmulPrecision",
     "Precision",
     "cluster_of",
     "detected_gpus",

@@ -10,6 +10,7 @@ from scaling.errors import InputError
 from scaling.units import GIB, MIB
 
 Precision = Literal["fp32", "bf16", "fp16"]
+MatmulPrecision = Literal["tf32", "fp8", "fp4"]  # of matmuls only; the rest of the run is wider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +51,28 @@ class Accelerator:
     power_w: float | None = None
     note: str = ""
 
-    def peak_flops(self, precision: Precision) -> float:
-        if precision != "fp32":
-            return self.peak_flops_16bit
-        if self.peak_flops_fp32 is None:
+    def peak_flops(self, precision: Precision | MatmulPrecision) -> float:
+        """The dense peak at `precision`. Raises InputError where none is published."""
+        key = "16bit" if precision in ("bf16", "fp16") else precision
+        rate: float | None = getattr(self, f"peak_flops_{key}")
+        if rate is None:
             raise InputError("precision", precision, f"has no published rate on {self.name}",
-                             hint="use bf16, or give peak_fp32_tflops in a hardware file")  # fmt: skip
-        return self.peak_flops_fp32
+                             hint=f"use bf16, or give peak_{key}_tflops in a hardware file")  # fmt: skip
+        return rate
 
     @property
     def matmul_fraction(self) -> float:
-        """The share of the peak that a large matmul reaches."""
+        """The share of the 16-bit peak that a large matmul reaches."""
         return self.matmul_flops / self.peak_flops_16bit
+
+    def matmul_ceiling(self, precision: Precision | MatmulPrecision) -> float:
+        """FLOP/s of a large matmul at `precision`: measured, or the share of the peak that 16 bit reaches.
+
+        Without tensor cores a matmul comes close to the peak: cuBLAS reaches 14.9 of a V100's 15.7 TFLOP/s.
+        """
+        if precision == "fp8" and self.matmul_flops_fp8 is not None:
+            return self.matmul_flops_fp8
+        return self.peak_flops(precision) * (0.95 if precision == "fp32" else self.matmul_fraction)
 
     @property
     def usable_memory_bytes(self) -> int:

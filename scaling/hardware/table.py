@@ -31,6 +31,7 @@ _PCIE_3, _PCIE_4, _PCIE_5 = _Link("PCIe 3.0", 13), _Link("PCIe 4.0", 25), _Link(
 _NVLINK_1, _NVLINK_2, _NVLINK_3 = _Link("NVLink 1", 80), _Link("NVLink 2", 150), _Link("NVLink 3", 300)
 _NVLINK_4, _NVLINK_5 = _Link("NVLink 4", 450), _Link("NVLink 5", 900)
 _NVL72 = _Link("NVLink 5", 900, devices=72)
+_NVLINK_CUT = _Link("NVLink, cut to 400 GB/s both ways", 200)
 _XGMI_2, _XGMI_3, _XGMI_4 = _Link("xGMI", 50), _Link("xGMI", 64, mesh_links=7), _Link("xGMI", 76.5, mesh_links=7)
 # docs.habana.ai, Intel Gaudi Network Configuration: 21 ports to the seven others, 3 to each, and 3 out of the node.
 _ROCE_100, _ROCE_200 = _Link("3 x 100 GbE", 37.5, mesh_links=7), _Link("3 x 200 GbE", 75, mesh_links=7)
@@ -41,6 +42,7 @@ _DGX_H100 = _System("DGX H100: 8 x 400 Gb/s", 8, 400)
 _DGX_B200 = _System("DGX B200: 8 x 400 Gb/s", 8, 400)
 _DGX_B300 = _System("DGX B300: 8 x 800 Gb/s", 8, 800)
 _DGX_GB200 = _System("a compute tray of DGX GB200: 4 x 400 Gb/s", 4, 400)
+_DGX_GB300 = _System("a compute tray of DGX GB300: 4 x 800 Gb/s", 4, 800)
 _ALPS = _System("CSCS Alps and JUPITER: 4 superchips, 200 Gb/s each", 4, 200)
 _FRONTIER = _System("OLCF Frontier: 4 x 200 Gb/s for 4 modules, 8 dies", 8, 100)
 _OAM = _System("Azure ND MI300X v5 and its like: 8 x 400 Gb/s", 8, 400)
@@ -81,6 +83,7 @@ _CHIPS: dict[str, tuple[float | None, ...]] = {
     "b200":         ( 80.0, 1125.0, 2250.0, 4500.0, 9000.0, 1745.0, 3432.5),
     "b300":         ( 80.0, 1125.0, 2250.0, 4500.0, 13500., 1769.0, 3353.3),
     "gb200":        ( 80.0, 1250.0, 2500.0, 5000.0, 10000., 1822.0, 3615.6),
+    "gb300":        ( 80.0, 1250.0, 2500.0, 5000.0, 15000.,     __,     __),
     "mi250x-gcd":   (23.95,     __,  191.5,     __,     __,     __,     __),
     "mi300x":       (163.4,  653.7, 1307.4, 2614.9,     __,  668.4,     __),
     "mi325x":       (163.4,  653.7, 1307.4, 2614.9,     __,  784.9,     __),
@@ -107,9 +110,11 @@ _ROWS: tuple[tuple[str, str, int, int | None, float, _Link, _System, float | Non
     ("rtx-5090",       "rtx-5090",    32,  32607, 1.792, _PCIE_5,     _SERVER,     575),
     ("a100-40gb",      "a100",        40,  40960, 1.555, _NVLINK_3,   _DGX_A100,   400),
     ("a100-80gb",      "a100",        80,  81920, 2.039, _NVLINK_3,   _DGX_A100,   400),
+    ("a800-80gb",      "a100",        80,  81920, 2.039, _NVLINK_CUT, _DGX_A100,   400),
     ("a100-40gb-pcie", "a100-pcie",   40,  40960, 1.555, _PCIE_4,     _SERVER,     250),
     ("a100-80gb-pcie", "a100-pcie",   80,  81920, 1.940, _PCIE_4,     _SERVER,     300),
     ("h100",           "h100",        80,  81559, 3.350, _NVLINK_4,   _DGX_H100,   700),
+    ("h800",           "h100",        80,  81559, 3.350, _NVLINK_CUT, _DGX_H100,   700),
     ("h100-pcie",      "h100-pcie",   80,  81559, 2.000, _PCIE_5,     _ERA,        350),
     ("h100-nvl",       "h100-nvl",    94,  95830, 3.900, _PCIE_5,     _ERA,        400),
     ("h200",           "h200",       141, 143771, 4.800, _NVLINK_4,   _DGX_H100,   700),
@@ -118,6 +123,7 @@ _ROWS: tuple[tuple[str, str, int, int | None, float, _Link, _System, float | Non
     ("b200",           "b200",       180, 183359, 8.000, _NVLINK_5,   _DGX_B200,  1000),
     ("b300",           "b300",       288, 275040, 8.000, _NVLINK_5,   _DGX_B300,  1000),
     ("gb200",          "gb200",      186, 189471, 8.000, _NVL72,      _DGX_GB200, 1200),
+    ("gb300",          "gb300",      279,     __, 8.000, _NVL72,      _DGX_GB300, 1400),
     ("mi250x-gcd",     "mi250x-gcd",  64,     __, 1.640, _XGMI_2,     _FRONTIER,   280),
     ("mi300x",         "mi300x",     192,     __, 5.300, _XGMI_3,     _OAM,        750),
     ("mi325x",         "mi325x",     256,     __, 6.000, _XGMI_3,     _OAM,       1000),
@@ -155,6 +161,7 @@ _SOURCES = {  # by chip; memory in MiB as nvidia-smi prints it
     "b200": f"{_STAS}; NVIDIA DGX B200 datasheet",
     "b300": f"{_STAS}; NVIDIA DGX B300 datasheet",
     "gb200": f"{_STAS}; NVIDIA GB200 NVL72 page",
+    "gb300": "NVIDIA GB300 NVL72 page, its rack over 72; verda.com/blog/gb300-nvl72-architecture",
     "mi250x-gcd": f"{_STAS}, its MI250X halved; {_TITAN}",
     "mi300x": f"{_STAS}; AMD MI300X data sheet",
     "mi325x": f"{_STAS}; AMD MI325X data sheet",
@@ -177,6 +184,8 @@ _NOTES = {
     "rtx-4090": f"{_GEFORCE}, lightning-fabric's 82.6 is non-tensor; fp8 likewise with fp32 accumulation",
     "rtx-5090": f"{_GEFORCE}; fp8 likewise with fp32 accumulation",
     "a100-80gb": "sources print 2.0 or 2.039 TB/s",
+    "a800-80gb": "an A100 for export: NVLink at 400 GB/s both ways instead of 600",
+    "h800": "an H100 for export: NVLink at 400 GB/s both ways instead of 900",
     "a100-pcie": "an NVLink bridge gives a pair 300 GB/s",
     "h100": "lightning-fabric has 989.5, half of the datasheet's sparse 1979",
     "h100-pcie": "an NVLink bridge gives a pair 300 GB/s; lightning-fabric has 51.2 TFLOP/s fp32",

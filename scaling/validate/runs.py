@@ -1,7 +1,7 @@
 """Published runs from a CSV file: each row as a job, a strategy and a cluster, or the reason why it is not one.
 
-Nothing is guessed in silence: what a row leaves open makes it skipped, and the few things that its code stack fixes
-(Megatron's test vocabulary, say) are listed as assumptions of the row.
+Nothing is guessed in silence: what a row leaves open makes it skipped, and the few things that its code base or its
+model's name fix (scaling/validate/stacks.py) are listed as assumptions of the row.
 """
 
 import csv
@@ -9,22 +9,17 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import cast, get_args
 
-from scaling.cost.job import Attention, Job, Optimizer
-from scaling.cost.memory import Rank
+from scaling.cost.job import Adapter, Attention, Job, Optimizer
 from scaling.cost.profile import Profile, find_profile
 from scaling.errors import FileProblems, InputError
 from scaling.files import read_text
-from scaling.hardware import ACCELERATORS, ASSUMED_HOST_MEMORY_BYTES, Accelerator, Cluster
-from scaling.registry import GPT2_VOCAB
+from scaling.hardware import ACCELERATORS, ASSUMED_HOST_MEMORY_BYTES, Accelerator, Cluster, MatmulPrecision
 from scaling.shape import Family, Shape
-from scaling.strategy import Offload, Strategy
-from scaling.units import GIB
-
-UNKNOWN_GPU = "unknown"
-
-PeakKind = Literal["allocated", "reserved", "process"]
+from scaling.strategy import Checkpointing, Rank, Strategy
+from scaling.units import BITS_PER_BYTE, GIB
+from scaling.validate.stacks import ADAPTERS, DIMENSIONS, HEAD_DIMS, STACKS, PeakKind, Stack
 
 COLUMNS = (
     "id", "model", "params", "layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq_len", "gpus", "gpu_type",
@@ -32,30 +27,16 @@ COLUMNS = (
     "act_ckpt", "attention", "compile", "measured_peak_gib", "fits", "tokens_per_s_per_gpu", "notes",
 )  # fmt: skip
 
-# Which code wrote a row, by the prefix of its id (mcore-014, tt-001).
-_STACKS = {
-    "mcore": "megatron-core", "brg": "megatron-core", "nano": "nanotron", "tt": "torchtitan", "ao": "torchtitan",
-    "lit": "litgpt", "lt": "litgpt", "tune": "torchtune", "hf": "transformers", "peft": "transformers-bf16",
-    "stas": "deepspeed-defaults", "alst": "deepspeed-defaults", "ds": "deepspeed-defaults", "cai": "colossalai",
-    "mpt": "llm-foundry",
-}  # fmt: skip
-
-# What is not modelled: a pattern in any of the fields that tell, and the reason to skip.
+# What is not modelled: a pattern in the field that tells, and the reason to skip.
 _NOT_MODELLED = (
-    ("notes", r"\bq?lora\b", "LoRA is not modelled"),
-    ("notes", r"num-experts|moe-", "mixture of experts is not modelled"),
+    ("layers", r"\+", "encoder-decoders are not modelled"),
+    ("notes", r"qlora", "quantised frozen weights are not modelled"),
     ("notes", r"multi-latent-attention", "multi-latent attention is not modelled"),
     ("notes", r"mtp-num-layers", "multi-token prediction is not modelled"),
-    ("notes", r"fp8-format", "8-bit compute is not modelled"),
-    ("notes", r"optimizer-in-backward", "an optimizer step within the backward is not modelled"),
-    ("notes", r"tiled mlp", "tiled MLPs are not modelled"),
-    ("notes", r"some full yamls list devices", "how many devices the run used is not certain"),
+    ("notes", r"^full;.*some full yamls list devices", "how many devices the run used is not certain"),
     ("notes", r"UNRELIABLE|is odd", "the source itself is doubtful"),
     ("notes", r"lengths vary|variable length|seq not stated", "the sequence length varies or is not stated"),
-    ("precision", r"float8|fp8|fp4", "8-bit compute is not modelled"),
-    ("optimizer", r"in bwd", "an optimizer step within the backward is not modelled"),
-    ("optimizer", r"muon|paged", "this optimizer is not modelled"),
-    ("offload", r"activation|act ", "activation offload is not modelled"),
+    ("optimizer", r"paged", "of paged optimizer states it is open how much is on the device"),
     ("offload", r"zero3 cpu|zero-offload|ao ", "this offload is not modelled"),
     ("compile", r"thunder", "Thunder's compiler is not modelled"),
     ("sp_or_cp", r"fpdt", "FPDT is not modelled"),
@@ -64,7 +45,11 @@ _NOT_MODELLED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One usable row. `rank` is the pipeline rank whose peak was published."""
+    """One usable row. `rank` is the pipeline rank whose peak was published, `gpu` the GPU as the row names it.
+
+    `ran` is None where it is not known or where the row lacks what a verdict on memory needs; a measured peak or speed
+    that cannot be compared is None as well, and `assumptions` says so.
+    """
 
     id: str
     stack: str
@@ -72,6 +57,7 @@ class Run:
     job: Job
     strategy: Strategy
     cluster: Cluster
+    gpu: str
     rank: Rank
     measured_peak_bytes: float | None
     peak_kind: PeakKind
@@ -101,8 +87,7 @@ def load(path: str | Path, *, stack: str | None = None) -> tuple[list[Run], list
 
     Raises InputError or FileProblems where the file is not such a table.
     """
-    if stack is not None:
-        find_profile(stack)
+    other = Stack(profile=find_profile(stack).name) if stack is not None else None
     lines = read_text(path, "runs").splitlines()
     table = csv.DictReader(lines)
     missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
@@ -111,178 +96,239 @@ def load(path: str | Path, *, stack: str | None = None) -> tuple[list[Run], list
     runs: list[Run] = []
     skipped: list[Skipped] = []
     seen: set[str] = set()
-    for row in table:
-        row = {name: (value or "").strip() for name, value in row.items() if name}
-        if row["id"] in seen:
-            row["id"] = f"{row['id']} (line {table.line_num})"
-        seen.add(row["id"])
+    for fields in table:
+        row = _Row({name: (value or "").strip() for name, value in fields.items() if name})
+        run_id = row["id"] if row["id"] not in seen else f"{row['id']} (line {table.line_num})"
+        seen.add(run_id)
         try:
-            runs.append(_run(row, stack))
+            runs.append(_run(row, run_id, other))
         except (_Skip, InputError) as reason:
-            skipped.append(Skipped(id=row["id"], reason=str(reason)))
+            skipped.append(Skipped(id=run_id, reason=str(reason)))
     return runs, skipped
 
 
-def _run(row: dict[str, str], stack: str | None) -> Run:
+class _Row(dict[str, str]):
+    """A row's fields by column, and what had to be assumed to read it."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__(fields)
+        self.assumptions: list[str] = []
+
+    def assume(self, column: str, value: object, why: str) -> None:
+        """Fills a blank."""
+        if not self[column]:
+            self[column] = str(value)
+            self.assumptions.append(f"{column} {value}: {why}")
+
+    def number(self, column: str) -> float:
+        """A positive number, or the reason to skip the row."""
+        text = self[column]
+        try:
+            value = float(text)
+        except ValueError:
+            raise _Skip(f"{column} is {text!r}" if text else f"{column} is not given") from None
+        if not 0 < value < math.inf:
+            raise _Skip(f"{column} is {text!r}")
+        return value
+
+    def whole(self, column: str, default: int | None = None) -> int:
+        if not self[column] and default is not None:
+            return default
+        value = self.number(column)
+        if value != int(value):
+            raise _Skip(f"{column} is {self[column]!r}")
+        return int(value)
+
+    def noted(self, key: str) -> int | None:
+        """The number of `key=number` or `key number` in the notes."""
+        found = re.search(rf"\b{key}[= ](\d+)", self["notes"])
+        return int(found[1]) if found else None
+
+
+def _run(row: _Row, run_id: str, other: Stack | None) -> Run:
     prefix = row["id"].split("-")[0]
-    name = _STACKS.get(prefix) or stack
-    if name is None:
+    stack = STACKS.get(prefix) or other
+    if stack is None:
         raise _Skip(f"no profile for the stack of {prefix!r} rows; name one with --stack")
-    for field, pattern, reason in _NOT_MODELLED:
-        if re.search(pattern, row[field], flags=re.IGNORECASE):
+    for column, pattern, reason in _NOT_MODELLED:
+        if re.search(pattern, row[column], flags=re.IGNORECASE):
             raise _Skip(reason)
     if not (row["measured_peak_gib"] or row["fits"] or row["tokens_per_s_per_gpu"]):
         raise _Skip("nothing was measured")
-    name = "megatron-deepspeed" if re.search(r"strategy (UL|TP)", row["notes"]) else name
-    if name == "transformers" and "amp" in row["precision"]:
-        name = "transformers-amp"
-    profile = find_profile(name)
-    if row["compile"] == "yes":
-        profile = replace(_fused(profile), logit_bytes=min(profile.logit_bytes, 10.0))
-    elif _has_liger(row["notes"]):
-        profile = _fused(profile)
-    strategy = _strategy(row, name)
-    assumptions: list[str] = []
-    job = _job(row, strategy, name, assumptions)
+    source, dimensions = DIMENSIONS.get(row["model"].lower(), ("", {}))
+    for column, size in dimensions.items():
+        row.assume(column, size, source)
+    for column, value in (("attention", stack.attention), ("act_ckpt", stack.checkpointing)):
+        if value:
+            row.assume(column, value, "the recipes of its code base")
+    strategy = _strategy(row, stack)
+    job = _job(row, strategy, stack)
     cluster = _cluster(row)
-    unknown = cluster.accelerator.name == UNKNOWN_GPU and not row["gpu_mem_gib"]
-    if unknown:
-        assumptions.append(f"an unknown gpu, {row['gpu_type']!r}: no verdict on what fits")
+    profile = _profile(row, stack)
+    # A peak or a verdict needs to know how activations were kept and states were sharded.
+    open_memory = any(text.startswith(("act_ckpt", "sharding", "gpu ")) for text in row.assumptions)
+    if "deterministic" in row["notes"] and row["tokens_per_s_per_gpu"]:
+        row.assumptions.append("its speed is a deterministic mode's, not a training run's: not compared")
+        row["tokens_per_s_per_gpu"] = ""
     peak, speed = row["measured_peak_gib"], row["tokens_per_s_per_gpu"]
     return Run(
-        id=row["id"],
-        stack=name,
+        id=run_id,
+        stack=profile.name,
         profile=profile,
         job=job,
         strategy=strategy,
         cluster=cluster,
-        rank=_rank(row, name),
-        measured_peak_bytes=_number(row, "measured_peak_gib") * GIB if peak else None,
-        peak_kind=_peak_kind(row["notes"]),
-        ran=None if unknown else {"yes": True, "no": False}.get(row["fits"]),
-        tokens_per_second=_number(row, "tokens_per_s_per_gpu") * _whole(row, "gpus") if speed else None,
-        assumptions=tuple(assumptions),
+        gpu=row["gpu_type"],
+        rank="last" if "LAST rank" in row["notes"] else stack.rank,
+        measured_peak_bytes=row.number("measured_peak_gib") * GIB if peak else None,
+        peak_kind=_peak_kind(row["notes"], stack),
+        ran=None if open_memory else {"yes": True, "no": False}.get(row["fits"]),
+        tokens_per_second=row.number("tokens_per_s_per_gpu") * row.whole("gpus") if speed else None,
+        assumptions=tuple(row.assumptions),
     )
 
 
-def _rank(row: dict[str, str], stack: str) -> Rank:
-    """The pipeline rank whose peak a row gives: Megatron's tests say the last, nanotron logs from rank 0."""
-    if "LAST rank" in row["notes"]:
-        return "last"
-    return "first" if stack == "nanotron" else "any"
+def _profile(row: _Row, stack: Stack) -> Profile:
+    """The stack's profile, with norms and gated activations fused where torch.compile or Liger's kernels ran."""
+    name = stack.profile
+    if re.search(r"strategy [A-Z+]*(UL|TP)", row["notes"]):
+        name = "megatron-deepspeed"
+    elif stack.amp_profile and "amp" in row["precision"]:
+        name = stack.amp_profile
+    profile = find_profile(name)
+    if row["compile"] == "yes" and stack.compiled_logit_bytes is not None:
+        month = re.search(r"_(20\d{4})", row.get("source", ""))
+        if month is None:
+            row.assumptions.append(f"software of {stack.compiled_since} or later, which compiles the loss")
+        if month is None or month[1] >= stack.compiled_since:
+            profile = replace(profile, logit_bytes=stack.compiled_logit_bytes)
+    if row["compile"] == "yes" or _has_liger(row["notes"]):
+        return replace(profile, rms_uncut=1.0, gated_tensors=3)
+    return profile
 
 
-def _fused(profile: Profile) -> Profile:
-    """torch.compile and Liger's kernels fuse norms and gated activations."""
-    return replace(profile, rms_uncut=1.0, gated_tensors=3, context_copies=0.0)
-
-
-def _number(row: dict[str, str], name: str) -> float:
-    """A positive number, or the reason to skip the row."""
-    text = row[name]
-    try:
-        value = float(text)
-    except ValueError:
-        raise _Skip(f"{name} is {text!r}" if text else f"{name} is not given") from None
-    if not 0 < value < math.inf:
-        raise _Skip(f"{name} is {text!r}")
-    return value
-
-
-def _whole(row: dict[str, str], name: str, default: int | None = None) -> int:
-    if not row[name] and default is not None:
-        return default
-    value = _number(row, name)
-    if value != int(value):
-        raise _Skip(f"{name} is {row[name]!r}")
-    return int(value)
-
-
-def _strategy(row: dict[str, str], stack: str) -> Strategy:
-    tp, pp = _whole(row, "tp"), _whole(row, "pp")
-    parts = row["sp_or_cp"]
-    split = _sequence_split(parts)
-    gpus = _whole(row, "gpus")
+def _strategy(row: _Row, stack: Stack) -> Strategy:
+    tp, pp, gpus, layers = row.whole("tp"), row.whole("pp"), row.whole("gpus"), row.whole("layers")
+    split, kind = _sequence_split(row["sp_or_cp"], tp)
     if gpus % (tp * pp * split):
         raise _Skip(f"{gpus} GPUs are not a multiple of tp {tp} x pp {pp} x {split}")
-    layers = _whole(row, "layers")
-    if layers % pp:
-        raise _Skip(f"{layers} layers do not divide by pp {pp}")
-    stage = _zero_stage(row["sharding"])
-    checkpointing = row["act_ckpt"]
-    if checkpointing not in ("none", "selective", "full"):
-        raise _Skip(f"act_ckpt is {checkpointing!r}" if checkpointing else "act_ckpt is not given")
-    steps = _whole(row, "grad_accum", default=1 if pp == 1 else None)
-    chunk = re.search(r"num-layers-per-virtual-pipeline-stage=(\d+)", row["notes"])
-    optimizer_offload: Offload = "cpu" if "optimizer cpu" in row["offload"] else "none"
-    parameter_offload: Offload = "cpu" if "param" in row["offload"] else "none"
+    micro, data_parallel = row.whole("micro_batch"), gpus // (tp * pp * split)
+    batch, chunks = row.noted("GBS"), row.noted("VP")
+    if batch and not row["grad_accum"]:
+        row["grad_accum"] = str(max(1, batch // (micro * data_parallel)))  # the table gives the global batch instead
+    layers_per_chunk = row.noted("num-layers-per-virtual-pipeline-stage")
+    if layers_per_chunk:
+        chunks = layers // pp // layers_per_chunk
+    offload = row["offload"]
     return Strategy(
-        zero_stage=stage,
-        offload_optimizer=optimizer_offload,
-        offload_param=parameter_offload,
-        data_parallel_size=gpus // (tp * pp * split),
+        zero_stage=_zero_stage(row),
+        offload_optimizer="cpu" if "optimizer cpu" in offload else "none",
+        offload_param="cpu" if "param" in offload else "none",
+        offload_activations="activation" in offload,
+        data_parallel_size=data_parallel,
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
         sequence_parallel_size=split,
-        virtual_pipeline_size=layers // pp // int(chunk[1]) if chunk and pp > 1 else 1,
-        tensor_parallel_sequences="tp-sp" in parts or (stack == "torchtitan" and tp > 1),  # torchtitan has no other
-        micro_batch_size=_whole(row, "micro_batch"),
-        gradient_accumulation_steps=steps,
-        activation_checkpointing=checkpointing,  # type: ignore[arg-type]  # checked above
+        sequence_parallelism="ulysses" if kind == "ulysses" else "ring",
+        expert_parallel_size=row.noted("expert-model-parallel-size") or 1,
+        expert_tensor_parallel_size=row.noted("expert-tensor-parallel-size"),
+        virtual_pipeline_size=chunks if chunks and pp > 1 else 1,
+        tensor_parallel_sequences=tp > 1 and (kind == "tp-sp" or "tp-sp" in row["sp_or_cp"] or stack.splits_sequences),
+        micro_batch_size=micro,
+        gradient_accumulation_steps=row.whole("grad_accum", default=1 if pp == 1 else None),
+        activation_checkpointing=_checkpointing(row["act_ckpt"]),
         reduce_bucket_size=500_000_000,
         allgather_bucket_size=500_000_000,
     )
 
 
-def _zero_stage(sharding: str) -> int:
+def _checkpointing(text: str) -> Checkpointing:
+    if text in get_args(Checkpointing):
+        return cast(Checkpointing, text)
+    raise _Skip(f"act_ckpt is {text!r}" if text else "act_ckpt is not given")
+
+
+def _zero_stage(row: _Row) -> int:
     """ZeRO's stage in the words of each stack: torch's FSDP shards all, or gradients and states, or nothing."""
+    sharding = row["sharding"]
     if not sharding:
         raise _Skip("sharding is not given")
-    word, _, strategy = re.split(r"[ (]", sharding)[0].partition("-")
+    if re.search(r"\(group \d+\)|hsdp", sharding):
+        row.assumptions.append(f"sharding {sharding}: priced as over all ranks, so nothing is said of memory")
+    first = re.split(r"[ (]", sharding)[0]
+    word, _, strategy = first.partition("-")
     fsdp = {"": 3, "FULL_SHARD": 3, "SHARD_GRAD_OP": 2, "NO_SHARD": 0}
-    stages = {"none": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
-    stage = fsdp.get(strategy) if word in ("fsdp", "fsdp2") else stages.get(sharding.split(" ")[0])
+    stages = {"none": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "hsdp": 3, "megatron-fsdp": 3}
+    stage = fsdp.get(strategy) if word in ("fsdp", "fsdp2") else stages.get(first)
     if stage is None:
         raise _Skip(f"sharding is {sharding!r}")
     return stage
 
 
-def _sequence_split(text: str) -> int:
-    """Ranks that share a sequence: cpN or ulyssesN; "tp-sp" and "1" share none beyond the tensor-parallel ranks."""
+def _sequence_split(text: str, tp: int) -> tuple[int, str]:
+    """Ranks that share a sequence, and how: cpN or ulyssesN. "tp-sp", "tpN" and "1" share none beyond the
+    tensor-parallel ranks."""
     sizes = [int(size) for size in re.findall(r"(?:cp|ulysses)(\d+)", text)]
-    rest = re.sub(r"(?:cp|ulysses)\d+|tp-sp", "", text).strip(" +,")
+    rest = re.sub(rf"(?:cp|ulysses)\d+|tp-sp|\btp{tp}\b", "", text).strip(" +,")
     if rest not in ("", "1") or 0 in sizes:
         raise _Skip(f"sp_or_cp is {text!r}")
-    return math.prod(sizes)
+    return math.prod(sizes), "ulysses" if "ulysses" in text else "tp-sp" if text == f"tp{tp}" else "ring"
 
 
-def _job(row: dict[str, str], strategy: Strategy, stack: str, assumptions: list[str]) -> Job:
-    notes, attention = row["notes"], row["attention"]
-    if not attention:
+def _job(row: _Row, strategy: Strategy, stack: Stack) -> Job:
+    notes = row["notes"]
+    if not row["attention"]:
         raise _Skip("attention is not given")
     optimizers: tuple[tuple[str, Optimizer], ...] = (
-        ("8bit", "adamw8bit"), ("8-bit", "adamw8bit"), ("adafactor", "adafactor"), ("adam", "adamw"), ("lamb", "adamw"),
+        ("8bit", "adamw8bit"), ("8-bit", "adamw8bit"), ("adafactor", "adafactor"), ("muon", "muon"), ("lamb", "lamb"),
+        ("adam", "adamw"),
     )  # fmt: skip
     optimizer = next((name for word, name in optimizers if word in row["optimizer"].lower()), None)
     if optimizer is None:
         raise _Skip(f"optimizer is {row['optimizer']!r}" if row["optimizer"] else "optimizer is not given")
     if not row["precision"]:
         raise _Skip("precision is not given")
-    shape = _shape(row, strategy, stack, assumptions)
-    # Megatron and BERT drop a tenth unless told otherwise; the others do not drop at all.
-    drops = (stack == "megatron-core" and "hidden-dropout=0" not in notes) or shape.family == "bert"
-    kept: Attention = "eager" if attention.startswith("eager") else "flash"
+    shape = _shape(row, strategy, stack)
+    attention: Attention = "eager" if row["attention"].startswith("eager") else "flash"
     return Job(
         shape=shape,
-        seq_length=_whole(row, "seq_len"),
-        precision="fp32" if row["precision"] == "fp32" else "bf16",
+        seq_length=row.whole("seq_len"),
+        precision="fp32" if row["precision"] in ("fp32", "tf32") else "bf16",
+        matmul_precision=_matmul_precision(row),
         optimizer=optimizer,
-        dropout=0.1 if drops else 0.0,
-        predicted_fraction=0.0 if "classification" in notes else 1.0,
+        adapter=_adapter(row),
+        dropout=0.0 if "hidden-dropout=0" in notes else stack.dropout,
+        predicted_fraction=0.0 if "classification" in notes else stack.predicted_fraction,
         causal=shape.family != "bert",
-        attention=kept,
+        attention=attention,
         fused_loss=_has_liger(notes),
+        tiled_mlp="tiled mlp" in notes,
+        step_in_backward="in bwd" in row["optimizer"] or "optimizer-in-backward" in notes,
     )
+
+
+def _matmul_precision(row: _Row) -> MatmulPrecision | None:
+    text = row["precision"].lower()
+    if text == "tf32":
+        return "tf32"
+    if "fp4" in text:
+        return "fp4"
+    return "fp8" if re.search(r"float8|fp8", text) or "fp8-format" in row["notes"] else None
+
+
+def _adapter(row: _Row) -> Adapter | None:
+    """LoRA as the row or its code base's recipe has it."""
+    if not re.search(r"\blora\b", row["notes"], re.IGNORECASE):
+        return None
+    rank = row.noted(r"q,v r")
+    if rank:
+        return Adapter(rank=rank, targets=frozenset({"query", "value"}), dropout=0.05)
+    known = ADAPTERS.get(row["id"].split("-")[0], {})
+    adapter = next((known[name] for name in known if row["model"].startswith(name)), None)
+    if adapter is None:
+        raise _Skip("the adapters' rank and targets are not given")
+    row.assumptions.append(f"adapters of rank {adapter.rank} on {', '.join(sorted(adapter.targets))}: its recipe")
+    return adapter
 
 
 def _has_liger(notes: str) -> bool:
@@ -290,61 +336,71 @@ def _has_liger(notes: str) -> bool:
     return bool(re.search(r"liger", notes, re.IGNORECASE)) and "Liger-Kernel=no" not in notes
 
 
-def _shape(row: dict[str, str], strategy: Strategy, stack: str, assumptions: list[str]) -> Shape:
+def _shape(row: _Row, strategy: Strategy, stack: Stack) -> Shape:
     notes, model = row["notes"], row["model"].lower()
     family: Family = "llama"
     if "bert" in model:
         family = "bert"
-    elif stack == "megatron-core" or re.search(r"gpt|phi|pythia|falcon|stablelm|mpt|opt", model):
+    elif re.search(r"gpt|phi|pythia|falcon|stablelm|mpt|opt|nemotron", model):
         family = "gpt2"
-    gated = family == "llama" or "swiglu=True" in notes
-    vocab_size = _whole(row, "vocab", default=GPT2_VOCAB if stack == "megatron-core" else None)
-    if stack == "megatron-core":
-        if not row["vocab"]:
-            assumptions.append(f"vocabulary {GPT2_VOCAB}, GPT-2's, of Megatron's tests")
-        multiple = 128 * strategy.tensor_parallel_size  # --make-vocab-size-divisible-by
-        vocab_size = -(-vocab_size // multiple) * multiple
-        assumptions.append(f"vocabulary padded to {vocab_size}, a multiple of {multiple}")
+    elif row["id"].startswith("mcore"):
+        family = "llama" if "normalization=RMSNorm" in notes else "gpt2"
+    if "8/3*hidden" in notes:
+        row.assume("ffn", -(-row.whole("hidden") * 8 // 3 // 256) * 256, "8/3 of hidden, up to a multiple of 256")
+    if stack.vocab_size:
+        row.assume("vocab", stack.vocab_size, "its tests' tokenizer")
+    multiple = stack.vocab_multiple * strategy.tensor_parallel_size
+    vocab_size = -(-row.whole("vocab") // multiple) * multiple
+    if vocab_size != row.whole("vocab"):
+        row.assumptions.append(f"vocabulary padded to {vocab_size}, a multiple of {multiple}")
     shape = Shape(
         name=row["model"],
         family=family,
-        num_layers=_whole(row, "layers"),
-        hidden_size=_whole(row, "hidden"),
-        num_attention_heads=_whole(row, "heads"),
-        num_key_value_heads=_whole(row, "kv_heads", default=_whole(row, "heads")),
-        intermediate_size=_whole(row, "ffn"),
+        num_layers=row.whole("layers"),
+        hidden_size=row.whole("hidden"),
+        num_attention_heads=row.whole("heads"),
+        num_key_value_heads=row.whole("kv_heads", default=row.whole("heads")),
+        explicit_head_dim=HEAD_DIMS.get(model),
+        intermediate_size=row.whole("ffn"),
+        num_experts=row.noted("num-experts") or 1,
+        experts_per_token=row.noted("moe-router-topk") or 1,
         vocab_size=vocab_size,
-        max_position_embeddings=1 if "position-embedding-type=rope" in notes else _whole(row, "seq_len"),
-        gated_mlp=gated,
-        tied_embeddings="untie" not in notes if family == "gpt2" else family == "bert",
+        max_position_embeddings=1 if "position-embedding-type=rope" in notes else row.whole("seq_len"),
+        gated_mlp=family == "llama" or "swiglu=True" in notes,
+        tied_embeddings=family != "llama" and "untie" not in notes and not stack.unties,
     )
-    if family == "llama" and row["params"]:
+    if family == "llama" and row["params"] and not stack.unties:
         # Tied or not: whichever count is the published one.
-        params = _number(row, "params")
+        params = row.number("params")
         both = (shape, replace(shape, tied_embeddings=True))
         return min(both, key=lambda candidate: abs(candidate.num_params - params))
     return shape
 
 
-def _peak_kind(notes: str) -> PeakKind:
-    """What "peak" means in a row, by its notes; allocated where they do not say."""
+def _peak_kind(notes: str, stack: Stack) -> PeakKind:
+    """What "peak" means in a row, by its notes, or as its code base reports it."""
     if re.search(r"NVML|nvidia-smi", notes):
         return "process"
-    if re.search(r"reserved", notes, re.IGNORECASE) and "not said" not in notes:
+    if re.search(r"reserved", notes, re.IGNORECASE) and not re.search(r"reserved[^;]*not said", notes):
         return "reserved"
-    return "allocated"
+    return stack.peak_kind
 
 
-def _cluster(row: dict[str, str]) -> Cluster:
-    gpus = _whole(row, "gpus")
-    known = _accelerator(row["gpu_type"])
-    memory = row["gpu_mem_gib"]
-    accelerator = known or replace(ACCELERATORS["a100-80gb"], name=UNKNOWN_GPU)
-    if memory:
-        accelerator = replace(
-            accelerator, memory_bytes=int(_number(row, "gpu_mem_gib") * GIB), reported_memory_bytes=None
-        )
+def _cluster(row: _Row) -> Cluster:
+    gpus, text = row.whole("gpus"), row["gpu_type"]
+    accelerator = _accelerator(text)
+    if accelerator is None:
+        if not row["gpu_mem_gib"]:
+            row.assumptions.append(f"gpu {text!r} is not known: no verdict on what fits")
+        accelerator = replace(ACCELERATORS["a100-80gb"], name=UNKNOWN_GPU)
+    if row["gpu_mem_gib"]:
+        size = int(row.number("gpu_mem_gib") * GIB)
+        accelerator = replace(accelerator, memory_bytes=size, reported_memory_bytes=None)
     per_node = min(gpus, accelerator.gpus_per_node)
+    ports = re.search(r"(\d+)x(\d+)Gb RoCE", row["notes"])
+    if ports:
+        node_bytes_per_s = int(ports[1]) * int(ports[2]) * 1e9 / BITS_PER_BYTE
+        accelerator = replace(accelerator, network_bytes_per_s=node_bytes_per_s / per_node)
     return Cluster(
         accelerator=accelerator,
         num_nodes=max(1, gpus // per_node),
@@ -353,7 +409,12 @@ def _cluster(row: dict[str, str]) -> Cluster:
     )
 
 
+UNKNOWN_GPU = "unknown"
+
+
 def _accelerator(text: str) -> Accelerator | None:
-    """ "A100-80GB" -> the a100-80gb row."""
-    key = text.lower().replace(" ", "-")
-    return next((row for name, row in ACCELERATORS.items() if key in (name, f"{name}-80gb")), None)
+    """ "H100-80GB" or "H100-96GB-HBM2e-500W" -> the h100 row: the longest name that the text starts with."""
+    key = re.sub(r"-sxm\d?", "", text.lower().replace(" ", "-"))
+    return next(
+        (row for name, row in sorted(ACCELERATORS.items(), reverse=True) if f"{key}-".startswith(f"{name}-")), None
+    )

@@ -57,8 +57,7 @@ def score(runs: Sequence[Run], skipped: Sequence[Skipped], *, calibrated: bool =
 
 def timed(run: Run) -> bool:
     """Whether the speed model covers a run: a known GPU, and no tensor, pipeline or sequence parallelism."""
-    parallel = run.strategy.model_parallel_size * run.strategy.sequence_parallel_size
-    return parallel == 1 and run.cluster.accelerator.name != UNKNOWN_GPU
+    return run.cluster.accelerator.name != UNKNOWN_GPU
 
 
 def speed_errors(runs: Sequence[Run], *, calibrated: bool) -> dict[str, float]:
@@ -72,11 +71,15 @@ def speed_errors(runs: Sequence[Run], *, calibrated: bool) -> dict[str, float]:
     for run in runs:
         factor = 1.0
         if calibrated:
-            group = (run.stack, run.cluster.accelerator.name)
+            group = (run.stack, run.gpu)
             others = [
                 ratios[other.id]
                 for other in runs
-                if (other.stack, other.cluster.accelerator.name) == group and other.job.shape != run.job.shape
+                if (other.stack, other.gpu) == group and other.job.shape != run.job.shape
+            ] or [
+                ratios[other.id]
+                for other in runs
+                if (other.stack, other.gpu) == group and other.configuration != run.configuration
             ]
             factor = median(others) if others else 1.0
         errors[run.id] = ratios[run.id] / factor - 1

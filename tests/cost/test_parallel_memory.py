@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.cost import Job, memory
-from scaling.cost.memory import activations, in_flight, model_states, parameters_held
+from scaling.cost.activations import activations, in_flight
+from scaling.cost.model_states import Held, model_states, parameters_held
 from scaling.cost.profile import PROFILES
 from scaling.registry import MODELS
 from scaling.shape import Shape
@@ -19,8 +20,8 @@ from scaling.strategy import Strategy
 
 # The paper's own counting: one copy of every tensor, five bytes a score, LayerNorm, a plain MLP.
 _COUNTED = replace(
-    PROFILES["megatron-core"], cut=1.0, uncut=1.0, score_bytes=5.0, gated_tensors=3, context_copies=0.0,
-    selective_fraction=1.0, constant_bytes=0,
+    PROFILES["megatron-core"], cut=1.0, uncut=1.0, score_bytes=5.0, gated_tensors=3,
+    constant_bytes=0,
 )  # fmt: skip
 
 
@@ -390,7 +391,7 @@ def test_8_bit_moments_and_adafactor_take_less_than_adamw(estimate, situation):
 def test_8_bit_moments_take_two_bytes_a_parameter_instead_of_eight():
     # Dettmers et al. 2022 (arXiv 2110.02861), section 1: 8 bytes of Adam's states per parameter become 2.
     states = {
-        optimizer: model_states(_job(_LLAMA_3_8B, optimizer=optimizer), _strategy(zero_stage=0), 10**9, _COUNTED)[2]
+        optimizer: model_states(_job(_LLAMA_3_8B, optimizer=optimizer), _strategy(zero_stage=0), Held(10**9), _COUNTED)[2]
         for optimizer in ("adamw", "adamw8bit")
     }
     assert states["adamw"] - states["adamw8bit"] == 6 * 10**9

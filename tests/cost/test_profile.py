@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from scaling.cost import Job, memory
-from scaling.cost.memory import activations
+from scaling.cost.activations import activations
 from scaling.cost.profile import PROFILES, find_profile, load_profile
 from scaling.errors import InputError
 from scaling.shape import Shape

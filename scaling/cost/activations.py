@@ -1,0 +1,115 @@
+"""Bytes that wait for the backward on one rank: what each layer saves, by policy and schedule, and the logits.
+
+Alphabet: B micro batch, T sequence, D hidden, F intermediate, N heads, V vocabulary, L layers, E experts.
+"""
+
+from scaling.cost.job import Job
+from scaling.cost.model_states import FP32_BYTES, element_bytes
+from scaling.cost.profile import DEEPSPEED, Profile
+from scaling.strategy import Rank, Strategy, layers_per_rank
+
+
+def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float, float]:
+    """Elements per token that one layer saves for its backward: (those that tensor parallelism divides, the others).
+
+    Counted by operation, as autograd saves them, with flash attention and without dropout. Divided: query, key and
+    value, attention's output, and the MLP's pre-activation and activation (2 F), or a gated MLP's tensors. Not divided:
+    each norm's input and output, 4 D. For gpt2 and bert alike that is 8 D + 2 F. Norm statistics and the log-sum-exp
+    (below 1 %) are left out.
+
+    Each expert that a token goes to saves an MLP's tensors, the token's copy and the expert's output. A frozen matrix
+    saves no input: of an MLP stays what its activation needs, of a norm its input; adapters save their own inputs.
+    """
+    shape, adapter = job.shape, job.adapter
+    D, F = shape.hidden_size, shape.intermediate_size
+    mlp = (profile.gated_tensors if shape.gated_mlp else 2) * F
+    norms = 4 * D * (profile.rms_uncut if shape.family == "llama" else 1.0)
+    adapters = 0.0
+    if adapter is not None:
+        of_attention, of_mlp = bool(adapter.targets - {"output", "mlp"}), "mlp" in adapter.targets
+        norms, mlp = norms / 2, mlp - F
+        if adapter.dropout:  # each adapter keeps a dropped copy of its input and the mask, a byte
+            inputs = D * of_attention + shape.query_size * ("output" in adapter.targets)
+            adapters = 1.5 * (inputs + (D * (2 if shape.gated_mlp else 1) + F) * of_mlp)
+        else:
+            adapters = D * of_attention + (D + F) * of_mlp
+    if shape.num_experts > 1:
+        mlp = shape.experts_per_token * (mlp + 2 * D)
+    if job.tiled_mlp:
+        mlp = 0
+    keys_values = 2 * (shape.query_size if profile.repeats_keys else shape.key_value_size)
+    cut = 2 * shape.query_size + keys_values + mlp
+    return profile.cut * cut, profile.uncut * norms + adapters
+
+
+def activations(
+    job: Job, strategy: Strategy, profile: Profile = DEEPSPEED, rank: Rank = "any"
+) -> tuple[int, int, int, int]:
+    """(what waits for the backward, all of one layer's tensors, those of them made again, its gradients), in bytes."""
+    shape, tp = job.shape, strategy.tensor_parallel_size
+    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    width = element_bytes(job.precision)
+    uncut_by = tp if strategy.tensor_parallel_sequences else 1
+    cut, uncut = layer_saved_elements(job, profile)
+    # Dropout keeps its mask, a byte per element: after the attention and after the MLP.
+    masks = 2 * shape.hidden_size if job.dropout else 0
+    scores = scores_bytes_per_token(job, strategy, profile)
+    layer = tokens * (cut * width / tp + (uncut * width + masks) / uncut_by + scores)
+    # Gradients: of the MLP's activation and pre-activation (2 F) or of attention's four tensors, whichever is more, of
+    # the residual and of a norm's input (2 D). Ulysses' all-to-alls have their input beside their output.
+    exchanged = 2 * shape.query_size + 2 * shape.key_value_size
+    mlp = 0 if job.tiled_mlp else 2 * shape.experts_per_token * shape.intermediate_size
+    gradients = max(mlp, exchanged) / tp + 2 * shape.hidden_size / uncut_by
+    if strategy.sequence_parallel_size > 1 and strategy.sequence_parallelism == "ulysses":
+        gradients += exchanged / tp
+    gradients *= tokens * width
+    waiting = layers_per_rank(shape, strategy) * in_flight(strategy, rank)
+    checkpoint = tokens * shape.hidden_size * width / uncut_by
+    match strategy.activation_checkpointing:
+        case "full":
+            kept, remade = checkpoint, layer
+        case "selective" if profile.selective == "scores":
+            kept, remade = layer - tokens * scores, tokens * scores
+        case "selective":  # attention's output and those of the first, third, ... matmul: query, value, the MLP's first
+            outputs = 2 * shape.query_size + shape.key_value_size + shape.experts_per_token * shape.intermediate_size
+            kept = checkpoint + tokens * outputs * width / tp
+            remade = layer - kept
+        case _:
+            kept, remade = layer, 0.0
+    if strategy.offload_activations:
+        waiting = min(waiting, 2.0)  # the layer at work and the one on its way
+    return int(waiting * kept), int(layer), int(remade), int(gradients)
+
+
+def scores_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> float:
+    """Attention scores and what follows them, where they are kept: N T of them for each token of a layer."""
+    if job.attention != "eager":
+        return 0.0
+    scores = job.shape.num_attention_heads * job.seq_length / strategy.tensor_parallel_size
+    return scores * profile.score_bytes * element_bytes(job.precision) / 2
+
+
+def in_flight(strategy: Strategy, rank: Rank) -> float:
+    """Micro-batches whose activations a pipeline rank holds at once.
+
+    1F1B: as many as there are ranks from it to the end. Interleaved in v chunks: (2 (p - r - 1) + (v - 1) p + 1) / v
+    micro-batches' worth at rank r (Narayanan et al. 2021; Megatron-LM core/pipeline_parallel/schedules.py).
+    """
+    p, v, m = strategy.pipeline_parallel_size, strategy.virtual_pipeline_size, strategy.gradient_accumulation_steps
+    behind = 0 if rank == "last" else p - 1
+    if v == 1:
+        return min(behind + 1, m)
+    return min((2 * behind + (v - 1) * p + 1) / v, m)
+
+
+def loss_bytes(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED) -> int:
+    """Logits and what the loss makes of them, at the loss's backward.
+
+    In 16 bit, for ours (scaling/models/loss.py): the logits 2, log-probabilities 4, their gradient 4, and the 16-bit
+    one 2 per logit; in fp32 4 + 4 + 4. Only positions with a target have logits; a fused loss holds none.
+    """
+    if job.fused_loss:
+        return 0
+    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    per_logit = 3 * FP32_BYTES if job.precision == "fp32" else profile.logit_bytes
+    return int(tokens * job.predicted_fraction * job.shape.vocab_size * per_logit / strategy.tensor_parallel_size)

@@ -1,0 +1,119 @@
+"""Bytes of parameters, gradients and optimizer states on one rank, exact, by dtype and ZeRO stage."""
+
+from typing import NamedTuple
+
+from scaling.cost.job import Job, Optimizer
+from scaling.cost.profile import DEEPSPEED, Profile
+from scaling.shape import Shape
+from scaling.strategy import Rank, Strategy, layers_per_rank
+
+FP32_BYTES = 4
+
+# Moments per parameter, each as wide as the stack keeps them unless a width in bytes is given. Adafactor keeps a row
+# and a column per matrix (Shazeer & Stern 2018), Muon one moment for the layers' matrices and Adam's two for the rest
+# (Jordan et al. 2024), adamw8bit two of a byte (Dettmers et al. 2022).
+_MOMENTS: dict[Optimizer, tuple[int, int | None]] = {
+    "adamw": (2, None), "lamb": (2, None), "adamw8bit": (2, 1), "lion": (1, None), "sgd": (1, None),
+    "lars": (1, None), "adafactor": (0, None), "muon": (1, None),
+}  # fmt: skip
+
+
+class Held(NamedTuple):
+    """Parameters of one rank before ZeRO. ZeRO shards experts over fewer ranks, since fewer hold the same ones."""
+
+    dense: float
+    experts: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.dense + self.experts
+
+    def sharded(self, strategy: Strategy) -> float:
+        return self.dense / strategy.shards + self.experts / strategy.expert_shards
+
+
+def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Held:
+    """Parameters of one rank before ZeRO: its pipeline stage, cut by tensor and expert parallelism.
+
+    Of a pipeline the first rank has the embeddings and the last the head; a tied head is a second copy there.
+    """
+    tp, pp = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
+    layers, parts = layers_per_rank(shape, strategy), dict(shape.params_by_part)
+    expert_params = shape.num_experts * shape.expert_params if shape.num_experts > 1 else 0
+    del parts["layers"]
+    matrices = shape.layer_matmul_params - expert_params
+    uncut = shape.layer_params - shape.layer_matmul_params
+    experts = layers * expert_params / strategy.expert_split
+    embedding, head = parts.pop("token_embedding"), parts.pop("head", 0)
+    ends = {name: parts.pop(name, 0) for name in ("final_norm", "mlm_head")}  # the rest comes before the first layer
+    first, last = embedding / tp + sum(parts.values()), head / tp + sum(ends.values())
+    if pp > 1:
+        last += 0 if head else embedding / tp
+        first, last = (0, last) if rank == "last" else (first, 0)
+    return Held(layers * (matrices / tp + uncut) + first + last, experts)
+
+
+def element_bytes(precision: str) -> int:
+    return FP32_BYTES if precision == "fp32" else 2
+
+
+def accumulation_bytes(strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
+    """Bytes per gradient element between micro steps."""
+    if precision == "fp32" or profile.sums == "fp32" or profile.parameter_bytes == FP32_BYTES:
+        return FP32_BYTES
+    if profile.sums == "parameter":
+        return profile.parameter_bytes
+    return FP32_BYTES if strategy.gradient_accumulation_steps > 1 else element_bytes(precision)
+
+
+def model_states(job: Job, strategy: Strategy, held: Held, profile: Profile = DEEPSPEED) -> tuple[int, int, int]:
+    """(parameters, gradients, optimizer) in bytes on a rank that holds `held` parameters before ZeRO.
+
+    Optimizer: an fp32 master copy and the moments, sharded from stage 1; DeepSpeed keeps a master copy even of fp32
+    parameters from stage 1. Gradients: sharded from stage 2; at stage 1 the accumulated fp32 ones stand beside a
+    micro-batch's 16-bit ones. (Rajbhandari et al. 2020, arXiv 1910.02054, figure 1, is the special case 2 + 2 + 12
+    bytes per parameter.) Beside adapters everything else is frozen: parameters and nothing more.
+    """
+    stage, precision = strategy.zero_stage, job.precision
+    width = FP32_BYTES if precision == "fp32" else profile.parameter_bytes
+    accumulated = accumulation_bytes(strategy, precision, profile)
+    trained, whole = held, held
+    if job.adapter is not None:
+        trained = Held(job.adapter.params(job.shape) / strategy.model_parallel_size)
+        whole = Held(held.dense + trained.dense, held.experts)
+    parameters = width * (whole.sharded(strategy) if stage == 3 else whole.total)
+    gradients = accumulated * (trained.sharded(strategy) if stage >= 2 else trained.total)
+    if stage <= 1 and profile.passing_gradients and accumulated != width:
+        gradients += width * trained.total
+    if precision != "fp32":
+        parameters += profile.cast_bytes * whole.total
+    optimizer = optimizer_bytes(job, stage, profile) * (trained.sharded(strategy) if stage >= 1 else trained.total)
+    if job.step_in_backward:
+        gradients = 0.0
+    if strategy.offload_optimizer != "none":
+        optimizer = 0.0
+        if stage >= 2:
+            gradients = 0.0  # each bucket's share goes to the host as it is reduced
+    if strategy.offload_param != "none" and stage == 3:
+        parameters = 0.0
+    return int(parameters), int(gradients), int(optimizer)
+
+
+def optimizer_bytes(job: Job, zero_stage: int, profile: Profile = DEEPSPEED) -> float:
+    """Bytes of master copy and moments per trained parameter."""
+    if job.precision == "fp32":
+        master = FP32_BYTES if zero_stage >= 1 and profile.buckets else 0
+        moment = FP32_BYTES
+    else:
+        master, moment = profile.master_bytes, profile.moment_bytes
+    count: float
+    count, own = _MOMENTS[job.optimizer]
+    if job.optimizer == "muon":
+        shape = job.shape
+        count += 1 - shape.num_layers * shape.layer_matmul_params / shape.num_params
+    return master + count * (own or moment)
+
+
+def keeps_gradients(strategy: Strategy) -> bool:
+    """Whether gradients live on through the forward: sums of earlier micro steps, or stage 3's standing shard."""
+    return strategy.gradient_accumulation_steps > 1 or strategy.zero_stage == 3
