@@ -66,9 +66,9 @@ class Strategy:
         return self.expert_parallel_size * (self.expert_tensor_parallel_size or self.tensor_parallel_size)
 
     @property
-    def expert_shards(self) -> float:
+    def expert_shards(self) -> int:
         """Ranks over which ZeRO shards an expert: those that hold the same part of it."""
-        return self.shards * self.tensor_parallel_size / self.expert_split
+        return max(1, self.shards * self.tensor_parallel_size // self.expert_split)
 
     @property
     def batch_equation(self) -> str:

@@ -18,10 +18,9 @@ def calibrate(
     from scaling.validate import calibrated, load
 
     usable, skipped = load(runs, stack=stack)
-    measured = [run for run in usable if run.measured_peak_bytes is not None]
-    if not measured:
+    if not usable:
         reasons = sorted({row.reason for row in skipped})
-        raise InputError("runs", str(runs), "has no usable row with a peak", hint="; ".join(reasons[:3]))
-    _, document = calibrated(measured)
+        raise InputError("runs", str(runs), "has no usable row", hint="; ".join(reasons[:3]))
+    _, document = calibrated(usable)
     write_folder(out.parent, {out.name: json.dumps(document, indent=2) + "\n"}, "out")
     print(json.dumps(document, indent=2))

@@ -14,9 +14,9 @@ from scaling.cost.model_states import (
     Held,
     accumulation_bytes,
     element_bytes,
+    held_parameters,
     keeps_gradients,
     model_states,
-    parameters_held,
 )
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Cluster
@@ -107,8 +107,8 @@ def memory(
         ]
         return max(ends, key=lambda estimate: estimate.peak_allocated_bytes)
     shape, precision = job.shape, job.precision
-    held = parameters_held(shape, strategy, rank)
-    parameters, gradients, optimizer = model_states(job, strategy, held, profile)
+    whole, trained = held_parameters(job, strategy, rank)
+    parameters, gradients, optimizer = model_states(job, strategy, whole, trained, profile)
     standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0
     saved, layer, remade, working_set = activations(job, strategy, profile, rank)
     logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
@@ -117,7 +117,7 @@ def memory(
         "loss": (standing, saved, logits, buffers),
         "backward": (standing, saved + remade + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
-        "optimizer_step": (gradients, 0, 0, step_temporaries(held, strategy, precision, profile)),
+        "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, precision, profile)),
     }
     moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
     gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts

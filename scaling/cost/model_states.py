@@ -53,6 +53,15 @@ def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Hel
     return Held(layers * (matrices / tp + uncut) + first + last, experts)
 
 
+def held_parameters(job: Job, strategy: Strategy, rank: Rank = "any") -> tuple[Held, Held]:
+    """(all parameters, those that are trained) of one rank before ZeRO: beside adapters everything else is frozen."""
+    held = parameters_held(job.shape, strategy, rank)
+    if job.adapter is None:
+        return held, held
+    trained = Held(job.adapter.params(job.shape) / strategy.model_parallel_size)
+    return Held(held.dense + trained.dense, held.experts), trained
+
+
 def element_bytes(precision: str) -> int:
     return FP32_BYTES if precision == "fp32" else 2
 
@@ -66,21 +75,19 @@ def accumulation_bytes(strategy: Strategy, precision: str, profile: Profile = DE
     return FP32_BYTES if strategy.gradient_accumulation_steps > 1 else element_bytes(precision)
 
 
-def model_states(job: Job, strategy: Strategy, held: Held, profile: Profile = DEEPSPEED) -> tuple[int, int, int]:
-    """(parameters, gradients, optimizer) in bytes on a rank that holds `held` parameters before ZeRO.
+def model_states(
+    job: Job, strategy: Strategy, whole: Held, trained: Held, profile: Profile = DEEPSPEED
+) -> tuple[int, int, int]:
+    """(parameters, gradients, optimizer) in bytes on a rank that holds `whole` parameters before ZeRO.
 
     Optimizer: an fp32 master copy and the moments, sharded from stage 1; DeepSpeed keeps a master copy even of fp32
     parameters from stage 1. Gradients: sharded from stage 2; at stage 1 the accumulated fp32 ones stand beside a
     micro-batch's 16-bit ones. (Rajbhandari et al. 2020, arXiv 1910.02054, figure 1, is the special case 2 + 2 + 12
-    bytes per parameter.) Beside adapters everything else is frozen: parameters and nothing more.
+    bytes per parameter.) What is not `trained` is parameters and nothing more.
     """
     stage, precision = strategy.zero_stage, job.precision
     width = FP32_BYTES if precision == "fp32" else profile.parameter_bytes
     accumulated = accumulation_bytes(strategy, precision, profile)
-    trained, whole = held, held
-    if job.adapter is not None:
-        trained = Held(job.adapter.params(job.shape) / strategy.model_parallel_size)
-        whole = Held(held.dense + trained.dense, held.experts)
     parameters = width * (whole.sharded(strategy) if stage == 3 else whole.total)
     gradients = accumulated * (trained.sharded(strategy) if stage >= 2 else trained.total)
     if stage <= 1 and profile.passing_gradients and accumulated != width:

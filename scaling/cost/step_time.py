@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from scaling.cost.activations import layer_saved_elements, loss_bytes, scores_bytes_per_token
 from scaling.cost.job import Job
-from scaling.cost.model_states import element_bytes
+from scaling.cost.model_states import element_bytes, held_parameters
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
 from scaling.strategy import Strategy, layers_per_rank
@@ -44,11 +44,11 @@ class Terms:
 # Fitted by benchmarks/fit_step_time.py to 129 published runs of llm-foundry (MPT 125M to 70B, 8 to 512 GPUs, A100-40,
 # A100-80, H100); leaving each model out, the median error is 3.3 %. Matmul and attention are per GPU, the others
 # shared.
-_SHARED = {"memory": 2.25, "optimizer": 2.1, "link": 0.95, "network": 0.65, "layers": 1.12}
+_SHARED = {"memory": 2.32, "optimizer": 2.09, "link": 0.97, "network": 0.65, "layers": 1.18}
 _FITTED = {
-    "a100-40gb": Terms(matmul=1.00, attention=2.68, **_SHARED),
+    "a100-40gb": Terms(matmul=1.00, attention=2.69, **_SHARED),
     "a100-80gb": Terms(matmul=0.99, attention=2.71, **_SHARED),
-    "h100": Terms(matmul=1.04, attention=4.37, **_SHARED),
+    "h100": Terms(matmul=1.05, attention=4.39, **_SHARED),
 }
 _UNFITTED = Terms(matmul=1.02, attention=2.9, **_SHARED)
 # A CPU's 16-bit elementwise kernels stay far below a plain copy, and a layer costs Python and hooks: docs/log.md.
@@ -59,7 +59,7 @@ _CPU = Terms(matmul=1.1, attention=1.6, memory=4.5, optimizer=4.5, link=1.0, net
 class TimeEstimate:
     """`step_s` is the sum of the parts; communication counts only as far as it is not hidden.
 
-    `mfu_fraction` is model FLOPs (no recomputation) over the accelerators' dense peak.
+    `mfu_fraction` is model FLOPs over the accelerators' dense peak, `hfu_fraction` with those of recomputation.
     """
 
     step_s: float
@@ -70,6 +70,7 @@ class TimeEstimate:
     optimizer_s: float
     tokens_per_second: float
     mfu_fraction: float
+    hfu_fraction: float
     train_days: float
 
 
@@ -90,12 +91,17 @@ def step_time(
     parts = {name: profile.time_scale * seconds for name, seconds in parts.items()}
     step_s = sum(parts.values())
     tokens_per_second = strategy.global_batch_size * job.seq_length / step_s
-    flops = job.shape.flops_per_token(job.seq_length, predicted_fraction=job.predicted_fraction) * tokens_per_second
+    peak = cluster.world_size * cluster.accelerator.peak_flops(job.precision)
+    flops = job.shape.flops_per_token(job.seq_length, predicted_fraction=job.predicted_fraction)
+    # The layers' forward once more: a third of what they take, attention's whole square as the convention has it.
+    recomputed = job.shape.flops_per_token(job.seq_length, predicted_fraction=0.0) / 3
+    recomputes = strategy.activation_checkpointing == "full"
     return TimeEstimate(
         **parts,
         step_s=step_s,
         tokens_per_second=tokens_per_second,
-        mfu_fraction=flops / (cluster.world_size * cluster.accelerator.peak_flops(job.precision)),
+        mfu_fraction=flops * tokens_per_second / peak,
+        hfu_fraction=(flops + recomputed * recomputes) * tokens_per_second / peak,
         train_days=job.num_steps * step_s / SECONDS_PER_DAY,
     )
 
@@ -109,35 +115,28 @@ def coefficients_of(accelerator: Accelerator) -> Terms:
 
 def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> Terms:
     """Each term of one optimizer step at the hardware's own rate, in seconds (`layers` in milliseconds' worth)."""
-    shape, gpu = job.shape, cluster.accelerator
-    steps = strategy.gradient_accumulation_steps
-    tokens = strategy.micro_batch_size * job.seq_length  # of one micro step on one data-parallel rank
-    split = strategy.model_parallel_size * strategy.sequence_parallel_size
+    gpu, eager = cluster.accelerator, job.attention == "eager"
+    layers = layers_per_rank(job.shape, strategy)
+    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    busy = busy_micro_steps(strategy)
+    weights, scores = forward_s(job, strategy, gpu)
+    # A matrix passes gradients on and has its own, unless it is frozen. Flash attention's backward makes the scores
+    # again: 5 matmuls to the forward's 2.
+    matmul = (2 if job.adapter else 3) * weights + head_s(job, strategy, gpu)
+    attention = (3 if eager else 3.5) * scores
     again = recompute_terms(job, strategy, cluster)
-    busy = steps * pipeline_stretch(strategy)  # micro steps' worth of time, the pipeline's idle ones included
-
-    layers_flops = 3 * layers_forward_flops(job, tokens)
-    head_flops = tokens * shape.flops_per_token(0, predicted_fraction=job.predicted_fraction) - layers_flops
-    layers = layers_per_rank(shape, strategy)
-    matmul = layers_flops / gpu.matmul_ceiling(job.matmul_precision or job.precision)
-    matmul += head_flops / gpu.matmul_ceiling(job.precision)
-    attention = attention_forward_flops(job, tokens) / gpu.matmul_ceiling(job.precision)
-    if job.attention == "eager":
-        matmul += 3 * attention  # plain matmuls: two more in the backward for each of the forward's
-        attention = 0.0
-    moved = layers * tokens / strategy.sequence_parallel_size * moved_bytes_per_token(job, strategy, profile)
-    moved += 3 * loss_bytes(job, strategy, profile)
-    share = shape.num_params / strategy.model_parallel_size / (strategy.shards if strategy.zero_stage >= 1 else 1)
-    offloaded = strategy.offload_optimizer == "cpu"
+    moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + 3 * loss_bytes(job, strategy, profile)
     # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
     # host, a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
+    _, trained = held_parameters(job, strategy)
+    share = trained.sharded(strategy) if strategy.zero_stage >= 1 else trained.total
+    offloaded = strategy.offload_optimizer == "cpu"
     host = share * cluster.gpus_per_node * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
     link, network = communication(job, strategy, cluster)
     return Terms(
-        matmul=busy * (matmul / split + 3 * layers * matmul_traffic_bytes(job, strategy) / gpu.memory_bytes_per_s)
-        + again.matmul,
-        # Flash attention's backward makes the scores again: 5 matmuls to the forward's 2.
-        attention=busy * 3.5 * attention / split + again.attention,
+        # Eager attention is plain matmuls, and runs at their pace.
+        matmul=busy * (matmul + (attention if eager else 0.0)) + again.matmul,
+        attention=busy * (0.0 if eager else attention) + again.attention,
         memory=busy * moved / gpu.memory_bytes_per_s,
         optimizer=0.0 if offloaded else share * (28 + element_bytes(job.precision)) / gpu.memory_bytes_per_s,
         link=link,
@@ -147,21 +146,73 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     )
 
 
+def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
+    """What full checkpointing adds to `matmul` and `attention`: the layers' forward once more."""
+    nothing = dict.fromkeys((field.name for field in fields(Terms)), 0.0)
+    if strategy.activation_checkpointing != "full":
+        return Terms(**nothing)
+    weights, scores = (busy_micro_steps(strategy) * part for part in forward_s(job, strategy, cluster.accelerator))
+    if job.attention == "eager":
+        weights, scores = weights + scores, 0.0
+    return Terms(**nothing | {"matmul": weights, "attention": scores})
+
+
+def busy_micro_steps(strategy: Strategy) -> float:
+    """Micro steps' worth of time in a step: a pipeline's are stretched by its idle ranks."""
+    return strategy.gradient_accumulation_steps * pipeline_stretch(strategy)
+
+
+def pipeline_stretch(strategy: Strategy) -> float:
+    """Time over busy time of a pipeline: 1 + (p - 1) / (m v) (Narayanan et al. 2021, section 2.2)."""
+    p, v = strategy.pipeline_parallel_size, strategy.virtual_pipeline_size
+    return 1 + (p - 1) / (strategy.gradient_accumulation_steps * v)
+
+
+def forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> tuple[float, float]:
+    """Seconds of one micro step's forward through a rank's layers: (their matrices, attention's scores and values).
+
+    A matrix multiplication takes its FLOPs at the ceiling and its memory traffic; the latter is what makes small and
+    narrow ones slow.
+    """
+    tokens = strategy.micro_batch_size * job.seq_length
+    split = strategy.model_parallel_size * strategy.sequence_parallel_size
+    flops = layers_forward_flops(job, tokens) / split
+    traffic = layers_per_rank(job.shape, strategy) * matmul_traffic_bytes(job, strategy)
+    weights = flops / gpu.matmul_ceiling(job.matmul_precision or job.precision) + traffic / gpu.memory_bytes_per_s
+    return weights, attention_forward_flops(job, tokens) / split / gpu.matmul_ceiling(job.precision)
+
+
+def head_s(job: Job, strategy: Strategy, gpu: Accelerator) -> float:
+    """Seconds of one micro step's logits, forward and backward, spread over the ranks; never in 8 bits."""
+    tokens = strategy.micro_batch_size * job.seq_length
+    everything = tokens * job.shape.flops_per_token(0, predicted_fraction=job.predicted_fraction)
+    flops = everything - 3 * layers_forward_flops(job, tokens)
+    return flops / strategy.model_parallel_size / strategy.sequence_parallel_size / gpu.matmul_ceiling(job.precision)
+
+
 def layers_forward_flops(job: Job, tokens: float) -> float:
     """The layers' matrices, 2 per weight that a token meets; attention's scores and the head apart."""
     return 2 * tokens * job.shape.num_layers * (job.shape.active_matmul_params + job.shape.router_params)
 
 
-def matmul_traffic_bytes(job: Job, strategy: Strategy) -> float:
-    """What one layer's matmuls read and write forward, for a micro step on one rank: inputs, weights and outputs.
+def attention_forward_flops(job: Job, tokens: float) -> float:
+    """Scores and values, 4 L N H T per token; half of that under a causal mask, whose other half flash attention skips.
 
-    The backward does it twice more. Beside FLOPs this is what makes small and narrow matmuls slow.
+    The MFU convention counts the whole square.
     """
-    shape, tp = job.shape, strategy.tensor_parallel_size
+    square = 4 * job.shape.num_layers * job.shape.query_size * job.seq_length * tokens
+    return square / 2 if job.causal and job.attention == "flash" else square
+
+
+def matmul_traffic_bytes(job: Job, strategy: Strategy) -> float:
+    """What one layer's matmuls read and write forward, for a micro step on one rank: inputs, weights and outputs."""
+    shape, tp, experts = job.shape, strategy.tensor_parallel_size, job.shape.experts_per_token
     tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
-    D, mlp = shape.hidden_size, shape.experts_per_token * shape.intermediate_size * (3 if shape.gated_mlp else 2)
-    per_token = D + D + shape.experts_per_token * 2 * D + (2 * shape.query_size + 2 * shape.key_value_size + mlp) / tp
-    return (tokens * per_token + shape.layer_matmul_params / tp) * element_bytes(job.precision)
+    whole = 2 * (1 + experts) * shape.hidden_size
+    mlp = experts * (3 if shape.gated_mlp else 2) * shape.intermediate_size
+    cut = 2 * shape.query_size + 2 * shape.key_value_size + mlp
+    weights = shape.attention_matmul_params / tp + shape.num_experts * shape.expert_params / strategy.expert_split
+    return (tokens * (whole + cut / tp) + weights) * element_bytes(job.precision)
 
 
 def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> float:
@@ -185,65 +236,35 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
     return moved
 
 
-def pipeline_stretch(strategy: Strategy) -> float:
-    """Time over busy time of a pipeline: 1 + (p - 1) / (m v) (Narayanan et al. 2021, section 2.2)."""
-    p, v = strategy.pipeline_parallel_size, strategy.virtual_pipeline_size
-    return 1 + (p - 1) / (strategy.gradient_accumulation_steps * v)
-
-
-def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
-    """What full checkpointing adds to `matmul` and `attention`: the layers' forward once more."""
-    nothing = dict.fromkeys((field.name for field in fields(Terms)), 0.0)
-    if strategy.activation_checkpointing != "full":
-        return Terms(**nothing)
-    tokens = strategy.micro_batch_size * job.seq_length * strategy.gradient_accumulation_steps
-    shared = tokens * pipeline_stretch(strategy) / strategy.model_parallel_size / strategy.sequence_parallel_size
-    gpu = cluster.accelerator
-    traffic = strategy.gradient_accumulation_steps * pipeline_stretch(strategy)
-    traffic *= layers_per_rank(job.shape, strategy) * matmul_traffic_bytes(job, strategy)
-    matmul = layers_forward_flops(job, shared) / gpu.matmul_ceiling(job.matmul_precision or job.precision)
-    matmul += traffic / gpu.memory_bytes_per_s
-    attention = attention_forward_flops(job, shared) / gpu.matmul_ceiling(job.precision)
-    if job.attention == "eager":
-        matmul, attention = matmul + attention, 0.0
-    return Terms(**nothing | {"matmul": matmul, "attention": attention})
-
-
-def attention_forward_flops(job: Job, tokens: float) -> float:
-    """Scores and values, 4 L N H T per token; half of that under a causal mask, whose other half flash attention skips.
-
-    The MFU convention counts the whole square.
-    """
-    square = 4 * job.shape.num_layers * job.shape.query_size * job.seq_length * tokens
-    return square / 2 if job.causal and job.attention == "flash" else square
-
-
 def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float, float]:
     """Seconds of an optimizer step's traffic (within a node, between nodes) at the links' own rates.
 
-    Ranks are numbered tensor parallel first, then sequence, data and pipeline parallel, so that the chattiest group
-    stays in a node. Tensor parallelism all-reduces a layer's activations twice forward and twice backward. Ulysses
-    sends queries, keys, values and outputs all-to-all, forward and backward; a ring passes keys and values from rank
-    to rank, and their gradients back. Where the forward is made again, so is its part. A pipeline passes one
-    activation on, forward and backward.
+    Ranks are numbered tensor parallel first, then sequence, expert, data and pipeline parallel, so that the chattiest
+    group stays in a node. Tensor parallelism all-reduces a layer's activations twice forward and twice backward.
+    Ulysses sends queries, keys, values and outputs all-to-all, forward and backward; a ring passes keys and values
+    from rank to rank, and their gradients back. Experts get their tokens and give them back, all-to-all. Where the
+    forward is made again, so is its part. A pipeline passes one activation on, forward and backward.
     """
     shape, gpu, per_node = job.shape, cluster.accelerator, cluster.gpus_per_node
     tp, sp, pp = strategy.tensor_parallel_size, strategy.sequence_parallel_size, strategy.pipeline_parallel_size
     steps = strategy.gradient_accumulation_steps
     token = strategy.micro_batch_size * job.seq_length / sp * element_bytes(job.precision)  # bytes of one element each
     activation = token * shape.hidden_size
-    layers = layers_per_rank(shape, strategy)
+    layers = steps * layers_per_rank(shape, strategy)
     forwards = 2 if strategy.activation_checkpointing == "full" else 1
     queries, keys_values = token * shape.query_size / tp, token * 2 * shape.key_value_size / tp
     if strategy.sequence_parallelism == "ulysses":
         exchanged = (forwards + 1) * (2 * queries + keys_values)
     else:
         exchanged = (forwards + 2) * keys_values * sp
+    whole, trained = held_parameters(job, strategy)
     link = network = 0.0
     for volume, inside, size in (
-        (steps * layers * (forwards + 1) * 2 * 2 * activation, 1, tp),
-        (steps * layers * exchanged, tp, sp),
-        (communication_bytes(job, strategy) / strategy.model_parallel_size, tp, strategy.shards),
+        (layers * (forwards + 1) * 2 * 2 * activation, 1, tp),
+        (layers * exchanged, tp, sp),
+        (layers * (forwards + 1) * 2 * shape.experts_per_token * activation / tp, tp, strategy.expert_parallel_size),
+        (zero_bytes(job, strategy, whole.dense, trained.dense), tp, strategy.shards),
+        (zero_bytes(job, strategy, whole.experts, trained.experts), strategy.expert_split, strategy.expert_shards),
     ):
         # A ring of `size` ranks that stand `inside` apart: so many of them share a node.
         together = min(size, max(1, per_node // inside))
@@ -255,24 +276,22 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
     return link, network
 
 
-def communication_bytes(job: Job, strategy: Strategy) -> float:
-    """Bytes of tensors that go over rings in an optimizer step; a rank sends (W - 1) / W of them.
+def zero_bytes(job: Job, strategy: Strategy, whole: float, trained: float) -> float:
+    """Bytes of tensors that go over a ring of data-parallel ranks in an optimizer step; each sends (W - 1) / W of them.
 
-    An all-reduce moves its tensor twice, a reduce-scatter or all-gather once. Stages 0 and 1 reduce once a step (stage
-    1 all-reduces, in fp32 where it accumulates), stages 2 and 3 every micro step; stage 3 gathers the parameters for
-    each forward and each backward. (Rajbhandari et al. 2020, section 7.)
+    `whole` and `trained` are the parameters that a rank holds before ZeRO, and those that have gradients. An all-reduce
+    moves its tensor twice, a reduce-scatter or all-gather once. Stages 0 and 1 reduce once a step (stage 1 all-reduces,
+    in fp32 where it accumulates), stages 2 and 3 every micro step; stage 3 gathers the parameters for each forward and
+    each backward. (Rajbhandari et al. 2020, section 7.)
     """
-    P, steps = job.shape.num_params, strategy.gradient_accumulation_steps
-    width = element_bytes(job.precision)
+    steps, width = strategy.gradient_accumulation_steps, element_bytes(job.precision)
     accumulated = 4 if steps > 1 else width
-    if strategy.shards == 1:
-        return 0
     match strategy.zero_stage:
         case 0:
-            return 2 * P * width
+            return 2 * trained * width
         case 1:
-            return 2 * P * accumulated + P * width
+            return 2 * trained * accumulated + trained * width
         case 2:
-            return steps * P * width + P * width
+            return steps * trained * width + trained * width
         case _:
-            return steps * 3 * P * width
+            return steps * (2 * whole + trained) * width

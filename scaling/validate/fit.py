@@ -7,6 +7,7 @@ them. A weak pull towards the shipped values keeps a coefficient that no run spe
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from scaling.cost.profile import Profile, find_profile
 from scaling.errors import InputError
 from scaling.units import GIB
-from scaling.validate.predict import predicted_peak
+from scaling.validate.predict import predicted_peak, predicted_speed
 from scaling.validate.runs import Run
 
 Vector = npt.NDArray[np.float64]
@@ -121,26 +122,39 @@ def for_run(best: Profile, stack_profile: Profile, run: Run) -> Profile:
 def calibrated(runs: Sequence[Run]) -> tuple[Profile, dict[str, object]]:
     """The profile fitted to `runs`, and the file that `--profile` reads: coefficients with where they come from.
 
-    Raises InputError where the runs are of several stacks or none measured a peak.
+    Peaks fit what the stack's kernels keep, speeds its pace. Raises InputError where the runs are of several stacks or
+    none measured either.
     """
-    peaks = [run for run in runs if run.measured_peak_bytes is not None]
-    stacks = sorted({run.stack for run in peaks})
+    measured = [run for run in runs if run.measured_peak_bytes is not None or run.tokens_per_second is not None]
+    stacks = sorted({run.stack for run in measured})
     if len(stacks) != 1:
-        raise InputError("runs", stacks, "is not one stack with measured peaks", hint="calibrate one stack at a time")
+        raise InputError("runs", stacks, "is not one stack with measured runs", hint="calibrate one stack at a time")
     shipped = find_profile(stacks[0])
-    best = fitted(shipped, peaks)
+    peaks = [run for run in measured if run.measured_peak_bytes is not None]
+    speeds = [run for run in measured if run.tokens_per_second is not None]
+    best = fitted(shipped, peaks) if peaks else shipped
+    document: dict[str, object] = {"stack": best.name}
+    coefficients: dict[str, float] = {name: getattr(best, name) for name in _SCALES} if peaks else {}
+    if speeds:
+        pace = median(predicted_speed(run) / float(run.tokens_per_second or 0) for run in speeds)
+        best = replace(best, time_scale=shipped.time_scale * pace)
+        coefficients["time_scale"] = best.time_scale
 
-    def worst(profile: Profile) -> float:
+    def worst_peak(profile: Profile) -> float:
         predicted = [predicted_peak(run, for_run(profile, shipped, run)) for run in peaks]
         return max(
             abs(peak / float(run.measured_peak_bytes or 0) - 1) for peak, run in zip(predicted, peaks, strict=True)
         )
 
-    document: dict[str, object] = {
-        "stack": best.name,
-        "coefficients": {name: getattr(best, name) for name in _SCALES},
-        "rows": len(peaks),
-        "worst_error_before": worst(shipped),
-        "worst_error_after": worst(best),
-    }
+    def worst_speed(profile: Profile) -> float:
+        predicted = [predicted_speed(run, replace(run.profile, time_scale=profile.time_scale)) for run in speeds]
+        return max(
+            abs(speed / float(run.tokens_per_second or 0) - 1) for speed, run in zip(predicted, speeds, strict=True)
+        )
+
+    document["coefficients"] = coefficients
+    for name, rows, worst in (("memory", peaks, worst_peak), ("speed", speeds, worst_speed)):
+        if rows:
+            before, after = worst(shipped), worst(best)
+            document[name] = {"rows": len(rows), "worst_error_before": before, "worst_error_after": after}
     return best, document

@@ -20,3 +20,8 @@ def predicted_peak(run: Run, profile: Profile | None = None) -> float:
 def relative_error(run: Run, profile: Profile | None = None) -> float:
     assert run.measured_peak_bytes is not None
     return predicted_peak(run, profile) / run.measured_peak_bytes - 1
+
+
+def predicted_speed(run: Run, profile: Profile | None = None) -> float:
+    """Tokens per second of all ranks."""
+    return cost.step_time(run.job, run.strategy, run.cluster, profile or run.profile).tokens_per_second

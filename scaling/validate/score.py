@@ -9,7 +9,7 @@ from typing import Any
 from scaling import cost
 from scaling.units import GIB
 from scaling.validate.fit import left_out_errors
-from scaling.validate.predict import relative_error
+from scaling.validate.predict import predicted_speed, relative_error
 from scaling.validate.runs import UNKNOWN_GPU, Run, Skipped
 
 _LARGE_BYTES = 5 * GIB
@@ -18,8 +18,8 @@ _LARGE_BYTES = 5 * GIB
 def score(runs: Sequence[Run], skipped: Sequence[Skipped], *, calibrated: bool = False) -> dict[str, Any]:
     """What `scale validate --json` prints: errors of peak memory and speed over all and per stack, and verdicts.
 
-    `calibrated`: each configuration is predicted by a profile fitted to the others of its stack (memory), and each
-    model with one factor per stack and GPU from the others (speed).
+    `calibrated`: each configuration is predicted by a profile fitted to the others of its stack (memory), and its speed
+    with one factor per stack and GPU from the others, from other models where those are enough.
     """
     peaks = [run for run in runs if run.measured_peak_bytes is not None]
     stacks = sorted({run.stack for run in peaks})
@@ -56,34 +56,35 @@ def score(runs: Sequence[Run], skipped: Sequence[Skipped], *, calibrated: bool =
 
 
 def timed(run: Run) -> bool:
-    """Whether the speed model covers a run: a known GPU, and no tensor, pipeline or sequence parallelism."""
+    """Whether a run's speed can be predicted: its GPU is known."""
     return run.cluster.accelerator.name != UNKNOWN_GPU
 
 
 def speed_errors(runs: Sequence[Run], *, calibrated: bool) -> dict[str, float]:
-    """{run id: predicted / measured tokens per second - 1}."""
-    ratios = {
-        run.id: cost.step_time(run.job, run.strategy, run.cluster, run.profile).tokens_per_second
-        / float(run.tokens_per_second or 0)
-        for run in runs
-    }
-    errors = {}
-    for run in runs:
-        factor = 1.0
-        if calibrated:
-            group = (run.stack, run.gpu)
-            others = [
-                ratios[other.id]
-                for other in runs
-                if (other.stack, other.gpu) == group and other.job.shape != run.job.shape
-            ] or [
-                ratios[other.id]
-                for other in runs
-                if (other.stack, other.gpu) == group and other.configuration != run.configuration
-            ]
-            factor = median(others) if others else 1.0
-        errors[run.id] = ratios[run.id] / factor - 1
-    return errors
+    """{run id: predicted / measured tokens per second - 1}; calibrated, each by a pace fitted to others."""
+    ratios = {run.id: predicted_speed(run) / float(run.tokens_per_second or 0) for run in runs}
+    paces = {run.id: [ratios[other.id] for other in _paced_by(run, runs)] if calibrated else [] for run in runs}
+    return {run.id: ratios[run.id] / (median(paces[run.id]) if paces[run.id] else 1.0) - 1 for run in runs}
+
+
+# A pace from fewer rows than these is no pace: of other models, of other configurations.
+_FEWEST_OF_MODELS, _FEWEST = 10, 2
+
+
+def _paced_by(run: Run, runs: Sequence[Run]) -> list[Run]:
+    """The runs whose median pace is taken for `run`'s: of its stack and GPU, other models where there are enough, else
+    other configurations; else of its stack; else none, and the shipped pace stands.
+    """
+    stack = [other for other in runs if other.stack == run.stack]
+    alike = [other for other in stack if other.gpu == run.gpu]
+    for others, fewest in (
+        ([other for other in alike if other.job.shape != run.job.shape], _FEWEST_OF_MODELS),
+        ([other for other in alike if other.configuration != run.configuration], _FEWEST),
+        ([other for other in stack if other.configuration != run.configuration], 1),
+    ):
+        if len(others) >= fewest:
+            return others
+    return []
 
 
 def _throughput(runs: Sequence[Run], errors: dict[str, float]) -> dict[str, Any]:

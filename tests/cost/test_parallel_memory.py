@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scaling.cost import Job, memory
 from scaling.cost.activations import activations, in_flight
-from scaling.cost.model_states import Held, model_states, parameters_held
+from scaling.cost.model_states import Held, held_parameters, model_states, parameters_held
 from scaling.cost.profile import PROFILES
 from scaling.registry import MODELS
 from scaling.shape import Shape
@@ -157,7 +157,7 @@ def test_when_the_loss_is_computed_every_layer_has_saved_what_table_2_says_and_n
     shape = _PAPER["175B"]
     strategy = _strategy(activation_checkpointing=checkpointing, tensor_parallel_size=8, tensor_parallel_sequences=True)
     found = memory(_job(shape, fused_loss=True), strategy, cluster_like(), _COUNTED)
-    states = sum(model_states(_job(shape), strategy, parameters_held(shape, strategy), _COUNTED))
+    states = sum(model_states(_job(shape), strategy, *held_parameters(_job(shape), strategy), _COUNTED))
     expected = shape.num_layers * per_layer_over_sbh * 2048 * shape.hidden_size / 8
     assert found.moments["loss"] - states == pytest.approx(expected, rel=1e-6)
 
@@ -390,8 +390,11 @@ def test_8_bit_moments_and_adafactor_take_less_than_adamw(estimate, situation):
 
 def test_8_bit_moments_take_two_bytes_a_parameter_instead_of_eight():
     # Dettmers et al. 2022 (arXiv 2110.02861), section 1: 8 bytes of Adam's states per parameter become 2.
+    billion = Held(10**9)
     states = {
-        optimizer: model_states(_job(_LLAMA_3_8B, optimizer=optimizer), _strategy(zero_stage=0), Held(10**9), _COUNTED)[2]
+        optimizer: model_states(
+            _job(_LLAMA_3_8B, optimizer=optimizer), _strategy(zero_stage=0), billion, billion, _COUNTED
+        )[2]
         for optimizer in ("adamw", "adamw8bit")
     }
     assert states["adamw"] - states["adamw8bit"] == 6 * 10**9
