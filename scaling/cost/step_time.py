@@ -245,7 +245,7 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
     from rank to rank, and their gradients back. Experts get their tokens and give them back, all-to-all. Where the
     forward is made again, so is its part. A pipeline passes one activation on, forward and backward.
     """
-    shape, gpu, per_node = job.shape, cluster.accelerator, cluster.gpus_per_node
+    shape, gpu, linked = job.shape, cluster.accelerator, cluster.linked_ranks
     tp, sp, pp = strategy.tensor_parallel_size, strategy.sequence_parallel_size, strategy.pipeline_parallel_size
     steps = strategy.gradient_accumulation_steps
     token = strategy.micro_batch_size * job.seq_length / sp * element_bytes(job.precision)  # bytes of one element each
@@ -266,8 +266,8 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
         (zero_bytes(job, strategy, whole.dense, trained.dense), tp, strategy.shards),
         (zero_bytes(job, strategy, whole.experts, trained.experts), strategy.expert_split, strategy.expert_shards),
     ):
-        # A ring of `size` ranks that stand `inside` apart: so many of them share a node.
-        together = min(size, max(1, per_node // inside))
+        # A ring of `size` ranks that stand `inside` apart: so many of them are linked.
+        together = min(size, max(1, linked // inside))
         nodes = size // together
         link += volume * (together - 1) / together / cluster.link_bytes_per_s(together)
         network += volume * (nodes - 1) / nodes / (gpu.network_bytes_per_s * together)

@@ -42,12 +42,9 @@ class Cluster:
         return self.accelerator.link_bytes_per_s * max(1, min(self.accelerator.mesh_links, ranks - 1))
 
     @property
-    def collective_bytes_per_s(self) -> float:
-        """The slower of the links that a ring over all ranks crosses."""
-        in_node = self.link_bytes_per_s(self.gpus_per_node)
-        if self.num_nodes == 1 or self.world_size <= (self.accelerator.linked_devices or 0):
-            return in_node
-        return min(in_node, self.accelerator.network_bytes_per_s)
+    def linked_ranks(self) -> int:
+        """Devices that the fast link joins: a node's, or a rack's where the link reaches so far."""
+        return max(self.gpus_per_node, min(self.world_size, self.accelerator.linked_devices or 0))
 
     def __str__(self) -> str:
         return f"{self.num_nodes} x {self.gpus_per_node} {self.accelerator.name}"
