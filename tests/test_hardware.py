@@ -262,26 +262,33 @@ def test_a_cluster_that_cannot_be_is_refused_by_field(gpus, nodes, hosts, field)
     assert caught.value.field == field
 
 
-def test_collectives_run_at_the_slowest_link_they_cross(cluster_like):
-    one, two = cluster_like("a100-80gb", nodes=1), cluster_like("a100-80gb", nodes=2)
-    assert one.collective_bytes_per_s == 300e9  # NVLink 3, one way
-    assert two.collective_bytes_per_s == 25e9  # 200 Gb/s a GPU
-    assert cluster_like("t4", nodes=2).collective_bytes_per_s == 50e9 / 8 / 4  # g4dn.12xlarge: 50 Gb/s for four
+@pytest.mark.parametrize(
+    ("gpu", "link_gb_per_s", "network_gb_per_s"),
+    # NVLink 3, one way, and 200 Gb/s a GPU; g4dn.12xlarge: PCIe 3.0 and 50 Gb/s for four.
+    [("a100-80gb", 300, 25), ("t4", 13, 50 / 8 / 4)],
+)
+def test_a_node_has_its_link_and_each_device_its_share_of_the_network(
+    cluster_like, gpu, link_gb_per_s, network_gb_per_s
+):
+    cluster = cluster_like(gpu, nodes=2)
+    assert cluster.link_bytes_per_s(8) == link_gb_per_s * 1e9
+    assert cluster.accelerator.network_bytes_per_s == network_gb_per_s * 1e9
+    assert cluster.linked_ranks == 8
 
 
 def test_where_pairs_have_their_own_wires_a_whole_node_drives_them_all(cluster_like):
     # all_reduce_bench.py, 4 GiB, MI300X: 47.7 GB/s over 2, 312.9 over 8, six and a half times (stas00/ml-engineering).
     pair, node = cluster_like("mi300x", gpus=2), cluster_like("mi300x", gpus=8)
-    assert (pair.collective_bytes_per_s, node.collective_bytes_per_s) == (64e9, 448e9)
-    assert cluster_like("mi300x", gpus=1, nodes=2).collective_bytes_per_s == 50e9
-    assert cluster_like("mi300x", nodes=2).collective_bytes_per_s == 50e9
+    assert (pair.link_bytes_per_s(2), node.link_bytes_per_s(8)) == (64e9, 448e9)
+    assert node.link_bytes_per_s(2) == 64e9  # two of the eight have one link between them
 
 
 def test_nvlink_reaches_through_a_rack_and_no_further(cluster_like):
     # GB200 NVL72: 18 compute trays of 4 GPUs in one NVLink domain.
-    assert cluster_like("gb200", gpus=4, nodes=18).collective_bytes_per_s == 900e9
-    assert cluster_like("gb200", gpus=4, nodes=19).collective_bytes_per_s == 50e9
-    assert cluster_like("b200", nodes=2).collective_bytes_per_s == 50e9
+    assert cluster_like("gb200", gpus=4, nodes=18).linked_ranks == 72
+    assert cluster_like("gb200", gpus=4, nodes=19).linked_ranks == 72
+    assert cluster_like("gb200", gpus=4, nodes=2).linked_ranks == 8  # no more than there are
+    assert cluster_like("b200", nodes=2).linked_ranks == 8
 
 
 def _rows(tmp_path, text):
@@ -491,6 +498,9 @@ def nvidia_smi(tmp_path, monkeypatch):
         ("NVIDIA B200, 183359", "b200"),
         ("NVIDIA B300 SXM6 AC, 275040", "b300"),
         ("NVIDIA GB200, 189471", "gb200"),
+        ("NVIDIA GB300, 284208", "gb300"),
+        ("NVIDIA A800-SXM4-80GB, 81920", "a800-80gb"),
+        ("NVIDIA H800, 81559", "h800"),
         ("Tesla T4, 15360", "t4"),
         ("NVIDIA A10, 23028", "a10"),
         ("NVIDIA A10G, 23028", "a10g"),
@@ -519,7 +529,9 @@ def test_a_card_is_recognised_by_what_nvidia_smi_prints(nvidia_smi, line, name):
         "NVIDIA GeForce RTX 3090 Ti, 24564", "NVIDIA GeForce RTX 4090 D, 24564", "NVIDIA H200 NVL, 143771",
         "NVIDIA GeForce RTX 4090 Laptop GPU, 16376", "NVIDIA GeForce RTX 5090 Laptop GPU, 24463",
         "NVIDIA H100, 97871", "NVIDIA A100-SXM-64GB, 65536", "Tesla V100S-PCIE-32GB, 32768",
-        "Tesla V100-FHHL-16GB, 16384", "Tesla P100-PCIE-12GB, 12198", "NVIDIA GB300, 284208",
+        "Tesla V100-FHHL-16GB, 16384", "Tesla P100-PCIE-12GB, 12198", "NVIDIA A800 40GB Active, 40960",
+        # Their SXM forms are in the table; these have PCIe where those have NVLink.
+        "NVIDIA A800 80GB PCIe, 81920", "NVIDIA H800 PCIe, 81559",
     ],
 )  # fmt: skip
 def test_a_card_that_the_table_lacks_is_refused_rather_than_guessed_at(nvidia_smi, line):

@@ -88,9 +88,10 @@ def _visible(cards: list[_Card]) -> list[_Card]:
 
 # nvidia-smi reports less than the nominal memory where ECC takes its share (an L4's 24 GiB show as 22.5).
 _NEAR_MEMORY = 0.08
-# Words of a row's name that its card does not print, and words that make a card another one: RTX 3090 Ti, H200 NVL.
+# Words of a row's name that its card does not print, and words that make a card another one: RTX 3090 Ti, H200 NVL,
+# H800 PCIe.
 _NOT_PRINTED = {"16gb", "32gb", "40gb", "80gb", "144gb", "pcie", "rtx"}
-_TELLS_APART = {"nvl", "ti", "super", "d", "laptop", "fhhl"}
+_TELLS_APART = {"nvl", "ti", "super", "d", "laptop", "fhhl", "pcie"}
 
 
 def _row_of_card(card: _Card, rows: Mapping[str, Accelerator]) -> Accelerator | None:

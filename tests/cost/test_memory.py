@@ -1,7 +1,5 @@
 """Bytes per rank: the ZeRO paper's figures, and what must never grow when something else shrinks."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -13,7 +11,7 @@ from scaling.registry import MODELS
 from scaling.shape import Shape
 from scaling.units import GIB
 
-_BF16_ADAM = SimpleNamespace(precision="bf16", optimizer="adamw")  # what model states depend on of a job
+_BF16_ADAM = Job(shape=MODELS["gpt3-6.7b"].shape, seq_length=2048, precision="bf16")
 
 
 @pytest.mark.parametrize(("zero_stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
