@@ -36,6 +36,7 @@ _NOT_MODELLED = (
     ("notes", r"^full;.*some full yamls list devices", "how many devices the run used is not certain"),
     ("notes", r"UNRELIABLE|is odd", "the source itself is doubtful"),
     ("notes", r"lengths vary|variable length|seq not stated", "the sequence length varies or is not stated"),
+    ("optimizer", r"4-?bit", "4-bit optimizer states are not modelled"),
     ("optimizer", r"paged", "of paged optimizer states it is open how much is on the device"),
     ("offload", r"zero3 cpu|zero-offload|ao ", "this offload is not modelled"),
     ("compile", r"thunder", "Thunder's compiler is not modelled"),
@@ -158,19 +159,24 @@ def _run(row: _Row, run_id: str, other: Stack | None) -> Run:
     source, dimensions = DIMENSIONS.get(row["model"].lower(), ("", {}))
     for column, size in dimensions.items():
         row.assume(column, size, source)
-    for column, value in (("attention", stack.attention), ("act_ckpt", stack.checkpointing)):
-        if value:
-            row.assume(column, value, "the recipes of its code base")
+    recipes = "the recipes of its code base"
+    if stack.attention:
+        row.assume("attention", stack.attention, recipes)
+    if stack.checkpointing:
+        row.assume("act_ckpt", stack.checkpointing, f"{recipes}, so nothing is said of memory")
     strategy = _strategy(row, stack)
     job = _job(row, strategy, stack)
     cluster = _cluster(row)
     profile = _profile(row, stack)
-    # A peak or a verdict needs to know how activations were kept and states were sharded.
-    open_memory = any(text.startswith(("act_ckpt", "sharding", "gpu ")) for text in row.assumptions)
+    # A peak hangs on how activations were kept and states were sharded, a verdict on the GPU's memory, too.
+    open_peak = any("nothing is said of memory" in text for text in row.assumptions)
+    open_verdict = open_peak or any("no verdict" in text for text in row.assumptions)
     if "deterministic" in row["notes"] and row["tokens_per_s_per_gpu"]:
         row.assumptions.append("its speed is a deterministic mode's, not a training run's: not compared")
         row["tokens_per_s_per_gpu"] = ""
     peak, speed = row["measured_peak_gib"], row["tokens_per_s_per_gpu"]
+    if speed:
+        cluster.accelerator.peak_flops(job.matmul_precision or job.precision)  # or the reason why nothing can be timed
     return Run(
         id=run_id,
         stack=profile.name,
@@ -180,9 +186,9 @@ def _run(row: _Row, run_id: str, other: Stack | None) -> Run:
         cluster=cluster,
         gpu=row["gpu_type"],
         rank="last" if "LAST rank" in row["notes"] else stack.rank,
-        measured_peak_bytes=row.number("measured_peak_gib") * GIB if peak else None,
+        measured_peak_bytes=row.number("measured_peak_gib") * GIB if peak and not open_peak else None,
         peak_kind=_peak_kind(row["notes"], stack),
-        ran=None if open_memory else {"yes": True, "no": False}.get(row["fits"]),
+        ran=None if open_verdict else {"yes": True, "no": False}.get(row["fits"]),
         tokens_per_second=row.number("tokens_per_s_per_gpu") * row.whole("gpus") if speed else None,
         assumptions=tuple(row.assumptions),
     )
@@ -215,7 +221,9 @@ def _strategy(row: _Row, stack: Stack) -> Strategy:
     micro, data_parallel = row.whole("micro_batch"), gpus // (tp * pp * split)
     batch, chunks = row.noted("GBS"), row.noted("VP")
     if batch and not row["grad_accum"]:
-        row["grad_accum"] = str(max(1, batch // (micro * data_parallel)))  # the table gives the global batch instead
+        if batch % (micro * data_parallel):
+            raise _Skip(f"GBS {batch} is not a multiple of micro_batch {micro} x {data_parallel} data parallel")
+        row["grad_accum"] = str(batch // (micro * data_parallel))  # the table gives the global batch instead
     layers_per_chunk = row.noted("num-layers-per-virtual-pipeline-stage")
     if layers_per_chunk:
         chunks = layers // pp // layers_per_chunk
@@ -281,7 +289,7 @@ def _job(row: _Row, strategy: Strategy, stack: Stack) -> Job:
         raise _Skip("attention is not given")
     optimizers: tuple[tuple[str, Optimizer], ...] = (
         ("8bit", "adamw8bit"), ("8-bit", "adamw8bit"), ("adafactor", "adafactor"), ("muon", "muon"), ("lamb", "lamb"),
-        ("adam", "adamw"),
+        ("lars", "lars"), ("lion", "lion"), ("sgd", "sgd"), ("adam", "adamw"),
     )  # fmt: skip
     optimizer = next((name for word, name in optimizers if word in row["optimizer"].lower()), None)
     if optimizer is None:
@@ -381,7 +389,9 @@ def _peak_kind(notes: str, stack: Stack) -> PeakKind:
     """What "peak" means in a row, by its notes, or as its code base reports it."""
     if re.search(r"NVML|nvidia-smi", notes):
         return "process"
-    if re.search(r"reserved", notes, re.IGNORECASE) and not re.search(r"reserved[^;]*not said", notes):
+    if re.search(r"reserved", notes, re.IGNORECASE) and not re.search(
+        r"reserved[^;]*not said|not said[^;]*reserved", notes
+    ):
         return "reserved"
     return stack.peak_kind
 
