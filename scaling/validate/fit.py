@@ -29,7 +29,7 @@ _SMALL = 0.05
 
 
 def fitted(profile: Profile, runs: Sequence[Run]) -> Profile:
-    """`profile` with the coefficients that predict the peaks of `runs` best; every run counts once a configuration."""
+    """`profile` with the coefficients that predict the peaks of `runs` best; each configuration has one vote."""
     weights = _one_vote_each(runs)
     measured = np.array([run.measured_peak_bytes for run in runs], dtype=np.float64)
     names, scales = list(_SCALES), np.array(list(_SCALES.values()))
@@ -44,7 +44,8 @@ def fitted(profile: Profile, runs: Sequence[Run]) -> Profile:
         slopes = _slopes(predict, values, here, scales)
         # Unknowns are distances from the prior in their scales; rows are relative errors, of which a large one counts
         # by its size and not by its square: configurations of one name were published 40 % apart.
-        robust = weights * np.sqrt(_SMALL / np.maximum(np.abs(here / measured - 1), _SMALL))
+        robust = np.sqrt(_SMALL / np.maximum(np.abs(here / measured - 1), _SMALL))
+        robust *= weights / robust.max()
         rows = slopes * scales / measured[:, None] * robust[:, None]
         wanted = (measured - here + slopes @ (values - prior)) / measured * robust
         pull = _PULL * np.eye(len(names))

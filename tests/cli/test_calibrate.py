@@ -51,11 +51,22 @@ def test_one_row_makes_a_profile_that_plan_accepts_and_that_moves_the_estimate_t
     assert json.loads(out) == json.loads(Path("mine.json").read_text())
     assert _written() == ["mine.json"]
     found = json.loads(out)
-    assert (found["stack"], found["rows"]) == ("deepspeed", 1)
-    assert found["worst_error_after"] < found["worst_error_before"]
+    assert (found["stack"], found["memory"]["rows"], found["speed"]["rows"]) == ("deepspeed", 1, 1)
+    assert found["memory"]["worst_error_after"] < found["memory"]["worst_error_before"]
+    assert found["speed"]["worst_error_after"] == pytest.approx(0, abs=1e-9)  # one row, one pace
 
     before, after = _peak(_planned(scale)), _peak(_planned(scale, "--profile", "mine.json"))
     assert before < after < 1.05 * 60 * 2**30
+
+
+def test_a_speed_without_a_peak_sets_the_pace_and_nothing_else(scale, tmp_path):
+    slow = {**_MINE, "measured_peak_gib": "", "tokens_per_s_per_gpu": "1000"}
+    code, out, err = scale("calibrate", write_runs(tmp_path / "runs.csv", row(**slow)), "--out", "mine.json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (set(found), set(found["coefficients"])) == ({"stack", "coefficients", "speed"}, {"time_scale"})
+    before, after = _planned(scale), _planned(scale, "--profile", "mine.json")
+    assert _peak(after) == _peak(before)
 
 
 def test_the_profile_is_that_of_the_stack_that_was_named(scale, tmp_path):
@@ -70,13 +81,22 @@ def test_an_older_profile_is_replaced(scale, tmp_path):
     path = write_runs(tmp_path / "runs.csv", row(**_MINE))
     Path("mine.json").write_text("old")
     assert scale("calibrate", path, "--out", "mine.json")[0] == 0
-    assert json.loads(Path("mine.json").read_text())["rows"] == 1
+    assert json.loads(Path("mine.json").read_text())["memory"]["rows"] == 1
     assert _written() == ["mine.json"]
 
 
 _WRONG = {
     "no usable row": ([row(**{**_MINE, "layers": ""})], [], "layers is not given"),
-    "no peak": ([row(**{**_MINE, "measured_peak_gib": ""})], [], "no usable row with a peak"),
+    "nothing measured": (
+        [row(**{**_MINE, "measured_peak_gib": "", "tokens_per_s_per_gpu": "", "fits": ""})],
+        [],
+        "nothing was measured",
+    ),
+    "neither a peak nor a speed": (
+        [row(**{**_MINE, "measured_peak_gib": "", "tokens_per_s_per_gpu": ""})],
+        [],
+        "one stack with measured runs",
+    ),
     "an unknown stack": ([row(**_MINE)], ["--stack", "deepsped"], "did you mean 'deepspeed'"),
     "two stacks": ([row(**_MINE), row(id="tt-1")], [], "one stack"),
 }

@@ -15,7 +15,7 @@ def table(tmp_path):
         row(id="tt-1"),
         row(id="tt-2", seq_len="4096"),
         row(**MEGATRON),
-        row(id="tt-3", notes="LoRA [r=16]"),
+        row(id="tt-3", notes="QLoRA [r=16]"),
     )
 
 
@@ -28,7 +28,7 @@ def test_a_table_of_errors_verdicts_and_reasons_is_printed(scale, table, how):
         assert said in out
     assert "verdicts on 3 runs" in out
     assert "skipped 1 rows" in out
-    assert "LoRA is not modelled" in out
+    assert "quantised frozen weights are not modelled" in out
 
 
 def test_without_a_skipped_row_and_without_a_speed_it_prints_as_well(scale, tmp_path):
@@ -61,12 +61,12 @@ def test_stack_names_the_profile_of_ids_without_one(scale, tmp_path):
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
 def test_a_table_without_a_usable_row_is_exit_2_with_the_reasons(scale, tmp_path, as_json):
-    path = write_runs(tmp_path / "runs.csv", row(layers=""), row(notes="LoRA"))
+    path = write_runs(tmp_path / "runs.csv", row(layers=""), row(notes="QLoRA"))
     code, out, err = scale("validate", path, *as_json)
     assert (code, out) == (2, "")
     assert err.startswith("error: runs: no usable row")
     assert "layers is not given" in err
-    assert "LoRA is not modelled" in err
+    assert "quantised frozen weights are not modelled" in err
 
 
 @pytest.mark.parametrize(

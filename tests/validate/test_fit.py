@@ -1,6 +1,7 @@
 """Fitting a profile: the solver against brute force, known coefficients found again, nothing peeked at."""
 
 import json
+from collections import defaultdict
 from dataclasses import replace
 from itertools import combinations
 
@@ -14,7 +15,7 @@ from scaling.errors import InputError
 from scaling.units import GIB
 from scaling.validate import calibrated, fit, load
 from scaling.validate.fit import bounded_least_squares, fitted, for_run, left_out_errors
-from scaling.validate.predict import predicted_peak, relative_error
+from scaling.validate.predict import predicted_peak, predicted_speed, relative_error
 from tests.validate import MEGATRON, PUBLISHED, needs_published, row, write_runs
 
 _COEFFICIENTS = ("cut", "uncut", "score_bytes", "logit_bytes", "constant_bytes")
@@ -178,7 +179,7 @@ def test_the_prediction_of_a_left_out_configuration_does_not_depend_on_its_own_m
     measured = _measured_by(_TRUTH, runs)
     left_out = measured[0]
     repeat = replace(left_out, id="mcore-repeat")  # of the same configuration: left out with it
-    gross = [replace(one, measured_peak_bytes=10 * one.measured_peak_bytes) for one in (left_out, repeat)]
+    gross = [replace(one, measured_peak_bytes=1.3 * one.measured_peak_bytes) for one in (left_out, repeat)]
 
     def predictions(rows):
         errors = left_out_errors(rows)
@@ -190,7 +191,17 @@ def test_the_prediction_of_a_left_out_configuration_does_not_depend_on_its_own_m
     for id_ in (left_out.id, "mcore-repeat"):
         assert after[id_] == pytest.approx(before[id_], rel=1e-12)
     # The others do see it.
-    assert any(abs(after[run.id] / before[run.id] - 1) > 0.01 for run in measured[1:])
+    assert any(abs(after[run.id] / before[run.id] - 1) > 0.001 for run in measured[1:])
+
+
+def test_a_row_that_is_ten_times_off_does_not_spoil_the_fit_to_the_others(runs):
+    # One configuration of torchtitan was published at 47.7, 39.1 and 33.7 GiB, by software and GPU (memory_facts.md):
+    # a large error counts by its size and not by its square.
+    measured = _measured_by(_TRUTH, runs)
+    odd = replace(measured[0], measured_peak_bytes=10 * measured[0].measured_peak_bytes)
+    found = fitted(PROFILES["megatron-core"], [odd, *measured[1:]])
+    errors = [abs(relative_error(run, for_run(found, PROFILES["megatron-core"], run))) for run in measured[1:]]
+    assert np.median(errors) < 0.05
 
 
 def test_a_configuration_alone_in_its_stack_is_predicted_by_the_shipped_profile(runs):
@@ -207,18 +218,51 @@ def test_the_calibrated_profile_and_the_one_read_back_predict_the_same(runs, tmp
     (tmp_path / "mine.json").write_text(json.dumps(document))
     read_back = load_profile(tmp_path / "mine.json")
     assert [predicted_peak(run, read_back) for run in runs] == [predicted_peak(run, best) for run in runs]
-    assert document["rows"] == len(runs)
-    assert document["worst_error_after"] < document["worst_error_before"]
-    assert document["worst_error_before"] == pytest.approx(max(abs(relative_error(run)) for run in measured))
+    memory = document["memory"]
+    assert memory["rows"] == len(runs)
+    assert memory["worst_error_after"] < memory["worst_error_before"]
+    assert memory["worst_error_before"] == pytest.approx(max(abs(relative_error(run)) for run in measured))
 
 
-def test_runs_without_a_peak_do_not_count(runs):
-    measured = _measured_by(_TRUTH, runs)
-    unmeasured = replace(runs[0], measured_peak_bytes=None)
-    assert calibrated([*measured, unmeasured]) == calibrated(measured)
+def _paced(runs, scale):
+    """`runs` as fast as a stack whose steps take `scale` times the roofline's."""
+    shipped = PROFILES["megatron-core"].time_scale
+    return [replace(run, tokens_per_second=predicted_speed(run) * shipped / scale) for run in runs]
+
+
+def test_runs_without_a_peak_do_not_count_for_memory_nor_those_without_a_speed_for_the_pace(runs):
+    peaks = [replace(run, tokens_per_second=None) for run in _measured_by(_TRUTH, runs)]
+    speeds = [replace(run, measured_peak_bytes=None) for run in _paced(runs, 1.7)]
+    both, document = calibrated([*peaks, *speeds])
+    assert replace(both, time_scale=PROFILES["megatron-core"].time_scale) == calibrated(peaks)[0]
+    assert replace(PROFILES["megatron-core"], time_scale=both.time_scale) == calibrated(speeds)[0]
+    assert (document["memory"]["rows"], document["speed"]["rows"]) == (len(peaks), len(speeds))
+    assert "speed" not in calibrated(peaks)[1]
+    assert "memory" not in calibrated(speeds)[1]
+    assert set(calibrated(speeds)[1]["coefficients"]) == {"time_scale"}
     with pytest.raises(InputError) as caught:
-        calibrated([unmeasured])
+        calibrated([replace(runs[0], measured_peak_bytes=None, tokens_per_second=None)])
     assert caught.value.field == "runs"
+
+
+def test_the_pace_is_found_again_and_read_back(runs, tmp_path):
+    measured = [replace(run, measured_peak_bytes=None) for run in _paced(runs, 1.7)]
+    best, document = calibrated(measured)
+    assert best.time_scale == pytest.approx(1.7)
+    assert document["speed"]["worst_error_after"] == pytest.approx(0, abs=1e-9)
+    assert document["speed"]["worst_error_before"] == pytest.approx(1.7 / PROFILES["megatron-core"].time_scale - 1)
+    (tmp_path / "mine.json").write_text(json.dumps(document))
+    read_back = load_profile(tmp_path / "mine.json")
+    assert [predicted_speed(run, read_back) for run in runs] == pytest.approx(
+        [run.tokens_per_second for run in measured]
+    )
+
+
+def test_one_odd_speed_does_not_set_the_pace(runs):
+    # The median of the runs' own paces.
+    measured = [replace(run, measured_peak_bytes=None) for run in _paced(runs, 1.7)]
+    odd = replace(measured[0], tokens_per_second=measured[0].tokens_per_second / 10)
+    assert calibrated([odd, *measured[1:]])[0].time_scale == pytest.approx(1.7)
 
 
 def test_runs_of_two_stacks_are_refused(runs):
@@ -227,7 +271,7 @@ def test_runs_of_two_stacks_are_refused(runs):
 
 
 @needs_published
-def test_on_the_published_table_a_fit_leaves_no_stack_worse_at_its_worst_in_sample():
+def test_on_the_published_table_a_fit_leaves_no_stack_worse_in_sample():
     peaks = [run for run in load(PUBLISHED)[0] if run.measured_peak_bytes is not None]
     stacks = sorted({run.stack for run in peaks})
     assert len(stacks) >= 8
@@ -235,6 +279,13 @@ def test_on_the_published_table_a_fit_leaves_no_stack_worse_at_its_worst_in_samp
         own = [run for run in peaks if run.stack == stack]
         best, _ = calibrated(own)
         assert all(getattr(best, name) >= 0 for name in _COEFFICIENTS), stack
-        before = np.mean([relative_error(run) ** 2 for run in own])
-        after = np.mean([relative_error(run, for_run(best, PROFILES[stack], run)) ** 2 for run in own])
-        assert after <= before * 1.001, stack
+        before = _configurations_error(own, PROFILES[stack])
+        assert _configurations_error(own, best) <= before * 1.001, stack
+
+
+def _configurations_error(runs, best):
+    """The mean absolute error, with one vote for each configuration: what the fit is after."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.configuration].append(abs(relative_error(run, for_run(best, PROFILES[run.stack], run))))
+    return np.mean([np.mean(group) for group in groups.values()])
