@@ -67,6 +67,11 @@ class Run:
     assumptions: tuple[str, ...]
 
     @property
+    def model(self) -> Shape:
+        """What is the same in a model by other names, at other sequence lengths and vocabularies padded otherwise."""
+        return replace(self.job.shape, name="", max_position_embeddings=1, vocab_size=1)
+
+    @property
     def configuration(self) -> tuple[object, ...]:
         """Equal for rows that differ in nothing that the estimate sees."""
         job = replace(self.job, shape=replace(self.job.shape, name=""))

@@ -78,7 +78,7 @@ def _paced_by(run: Run, runs: Sequence[Run]) -> list[Run]:
     stack = [other for other in runs if other.stack == run.stack]
     alike = [other for other in stack if other.gpu == run.gpu]
     for others, fewest in (
-        ([other for other in alike if other.job.shape != run.job.shape], _FEWEST_OF_MODELS),
+        ([other for other in alike if other.model != run.model], _FEWEST_OF_MODELS),
         ([other for other in alike if other.configuration != run.configuration], _FEWEST),
         ([other for other in stack if other.configuration != run.configuration], 1),
     ):

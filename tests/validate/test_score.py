@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaling import cost
 from scaling.validate import load, score
-from scaling.validate.score import quantiles, speed_errors, timed
+from scaling.validate.score import _paced_by, quantiles, speed_errors, timed
 from tests.validate import MEGATRON, PUBLISHED, needs_published, row, write_runs
 
 _ERRORS = st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=60)
@@ -135,9 +135,9 @@ def test_a_verdict_is_wrong_where_a_run_ran_and_would_not_fit_or_the_other_way_r
 
 @pytest.mark.parametrize(
     ("change", "covered"),
-    [({}, True), ({"tp": "2"}, False), ({"pp": "2"}, False), ({"sp_or_cp": "cp2"}, False), ({"gpu_type": "?"}, False)],
+    [({}, True), ({"tp": "2"}, True), ({"pp": "2"}, True), ({"sp_or_cp": "cp2"}, True), ({"gpu_type": "?"}, False)],
 )
-def test_only_plain_data_parallel_runs_on_a_known_gpu_are_timed(runs, change, covered):
+def test_runs_of_every_layout_on_a_known_gpu_are_timed(runs, change, covered):
     (run,), _ = runs(row(**change))
     assert timed(run) is covered
     assert score([run], [])["throughput"]["rows"] == (1 if covered else 0)
@@ -158,9 +158,49 @@ def test_speed_errors_have_their_sign_and_the_factor_of_the_other_models_cancels
     assert speed_errors([slow, three[1]], calibrated=True)["tt-0"] == pytest.approx(9.0)
 
 
+@pytest.fixture(scope="module")
+def speeds(tmp_path_factory):
+    """Runs of one stack and GPU: twelve models, repeats of one, one under another name, another GPU, another stack."""
+    rows = [row(id=f"tt-{layers}", layers=str(layers), params="") for layers in range(1, 13)]
+    rows += [row(id="tt-again", layers="1", params=""), row(id="tt-renamed", layers="1", params="", model="another")]
+    rows += [row(id="tt-longer", layers="1", params="", seq_len="4096")]
+    rows += [row(id="tt-h200", gpu_type="H200", gpu_mem_gib="141", layers="1", params="")]
+    rows += [row(id="tune-1", params=""), row(id="tune-2", params="", seq_len="4096")]
+    found, skipped = load(write_runs(tmp_path_factory.mktemp("score") / "runs.csv", *rows))
+    assert not skipped
+    # Paces that are all different, so that a run that is looked at shows.
+    return [replace(run, tokens_per_second=run.tokens_per_second * 1.1**number) for number, run in enumerate(found)]
+
+
+@pytest.mark.parametrize("few", [False, True], ids=["other models", "other configurations"])
+def test_the_speed_of_a_run_never_changes_the_pace_that_it_is_predicted_with(speeds, few):
+    # Nor does that of a repeat, under whatever name: what is predicted for a configuration comes from the others.
+    speeds = speeds[9:] if few else speeds
+    before = speed_errors(speeds, calibrated=True)
+    for run in speeds:
+        alike = [other for other in speeds if other.configuration == run.configuration and other.gpu == run.gpu]
+        changed = [replace(r, tokens_per_second=7 * r.tokens_per_second) if r in alike else r for r in speeds]
+        after = speed_errors(changed, calibrated=True)
+        assert (1 + after[run.id]) * 7 == pytest.approx(1 + before[run.id]), run.id
+
+
+def test_a_pace_is_taken_from_the_likest_runs_that_are_enough(speeds):
+    paced_by = {run.id: {other.id for other in _paced_by(run, speeds)} for run in speeds}
+    # Ten other models or more: no run of its own dimensions, by whatever name.
+    own = {"tt-1", "tt-again", "tt-renamed", "tt-longer"}
+    for id_ in own:
+        assert paced_by[id_] == {f"tt-{layers}" for layers in range(2, 13)}
+    assert paced_by["tt-12"] == {f"tt-{layers}" for layers in range(1, 12)} | own
+    # The only run on its GPU: the stack's, its own configuration apart; two runs of a stack: each other's.
+    assert paced_by["tt-h200"] == {run.id for run in speeds if run.id.startswith("tt-")} - {"tt-h200"}
+    assert (paced_by["tune-1"], paced_by["tune-2"]) == ({"tune-2"}, {"tune-1"})
+    alone = [run for run in speeds if run.id == "tune-1"]
+    assert _paced_by(alone[0], alone) == []
+
+
 def test_a_row_of_megatrons_tests_says_in_the_json_what_was_assumed(runs):
     (found,) = score(*runs(row(**MEGATRON)))["rows"]
-    assert any("vocabulary 50257" in said for said in found["assumptions"])
+    assert any("vocab 50257" in said for said in found["assumptions"])
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +209,17 @@ def published():
     return {calibrated: score(runs, skipped, calibrated=calibrated) for calibrated in (False, True)}
 
 
-# The targets of shared/memory_facts.md, section 5, on the published table.
+# What the published table has to be met with: the targets of shared/memory_facts.md, section 5 (uncalibrated 12 % and
+# 30 %, wrong rejections 5 %, calibrated 5 % and 12 %), tightened to what docs/log.md says is reached.
 
 
 @needs_published
 @pytest.mark.parametrize(
     ("calibrated", "kind", "quantile", "most"),
     [
-        (False, "by_row", "median", 0.12),
-        (False, "by_row", "p90", 0.30),
-        (False, "by_configuration_5gib", "median", 0.15),
+        (False, "by_row", "median", 0.05),
+        (False, "by_row", "p90", 0.15),
+        (False, "by_configuration_5gib", "median", 0.08),
         (True, "by_row", "median", 0.05),
         (True, "by_row", "p90", 0.125),
     ],
@@ -189,18 +230,18 @@ def test_peak_memory_meets_its_target(published, calibrated, kind, quantile, mos
 
 
 @needs_published
-def test_at_most_one_verdict_in_twenty_is_a_wrong_rejection(published):
+def test_at_most_three_verdicts_in_a_hundred_are_wrong_rejections(published):
     fits = published[False]["fits"]
-    assert fits["rows"] > 200
-    assert fits["wrong_rejections"] <= 0.05 * fits["rows"]
+    assert fits["rows"] > 350
+    assert fits["wrong_rejections"] <= 0.03 * fits["rows"]
 
 
 @needs_published
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_the_speed_of_llm_foundry_meets_its_target(published, calibrated):
+@pytest.mark.parametrize(("calibrated", "most"), [(False, 0.05), (True, 0.04)])
+def test_the_speed_of_llm_foundry_meets_its_target(published, calibrated, most):
     found = published[calibrated]["stacks"]["llm-foundry"]["throughput"]
     assert found["rows"] > 100
-    assert found["by_row"]["median"] <= 0.05
+    assert found["by_row"]["median"] <= most
 
 
 @needs_published
