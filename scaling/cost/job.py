@@ -56,6 +56,15 @@ class Job:
     step_in_backward: bool = False
     num_steps: int = 1
 
+    @property
+    def flops_per_token(self) -> float:
+        """Model FLOPs to train on one token: the shape's, less a frozen matrix's own gradient, 2 of 6."""
+        whole, matmul = (
+            self.shape.flops_per_token(length, predicted_fraction=self.predicted_fraction)
+            for length in (self.seq_length, 0)
+        )
+        return whole - matmul / 3 if self.adapter else whole
+
     @classmethod
     def of(cls, recipe: Recipe) -> "Job":
         return cls(

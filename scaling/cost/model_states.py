@@ -113,12 +113,17 @@ def optimizer_bytes(job: Job, zero_stage: int, profile: Profile = DEEPSPEED) -> 
         moment = FP32_BYTES
     else:
         master, moment = profile.master_bytes, profile.moment_bytes
+    return master + moments_bytes(job, moment)
+
+
+def moments_bytes(job: Job, width: int) -> float:
+    """Bytes of moments per trained parameter in a stack that keeps them `width` wide."""
     count: float
     count, own = _MOMENTS[job.optimizer]
     if job.optimizer == "muon":
         shape = job.shape
         count += 1 - shape.num_layers * shape.layer_matmul_params / shape.num_params
-    return master + count * (own or moment)
+    return count * (own or width)
 
 
 def keeps_gradients(strategy: Strategy) -> bool:

@@ -6,11 +6,11 @@ it training stays. The coefficients are few and shared; `scale validate` holds t
 Alphabet: T sequence, D hidden, L layers, W data-parallel ranks.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from scaling.cost.activations import layer_saved_elements, loss_bytes, scores_bytes_per_token
 from scaling.cost.job import Job
-from scaling.cost.model_states import element_bytes, held_parameters
+from scaling.cost.model_states import FP32_BYTES, element_bytes, held_parameters, moments_bytes
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
 from scaling.strategy import Strategy, layers_per_rank
@@ -51,6 +51,8 @@ _FITTED = {
     "h100": Terms(matmul=1.05, attention=4.39, **_SHARED),
 }
 _UNFITTED = Terms(matmul=1.02, attention=2.9, **_SHARED)
+# Chips with other links or memory: the same kernels at the same distance from their ceiling.
+_CHIP_OF = {"a800-80gb": "a100-80gb", "h800": "h100", "h200": "h100", "gh200": "h100", "gh200-144gb": "h100"}
 # A CPU's 16-bit elementwise kernels stay far below a plain copy, and a layer costs Python and hooks: docs/log.md.
 _CPU = Terms(matmul=1.1, attention=1.6, memory=4.5, optimizer=4.5, link=1.0, network=1.0, layers=1.5)
 
@@ -59,7 +61,8 @@ _CPU = Terms(matmul=1.1, attention=1.6, memory=4.5, optimizer=4.5, link=1.0, net
 class TimeEstimate:
     """`step_s` is the sum of the parts; communication counts only as far as it is not hidden.
 
-    `mfu_fraction` is model FLOPs over the accelerators' dense peak, `hfu_fraction` with those of recomputation.
+    `mfu_fraction` is model FLOPs over the accelerators' dense peak at the precision of the matmuls, `hfu_fraction` with
+    those of recomputation.
     """
 
     step_s: float
@@ -80,7 +83,7 @@ def step_time(
     """The estimate for one optimizer step of `job` by `strategy` on `cluster`."""
     c = coefficients or coefficients_of(cluster.accelerator)
     ideal = ideal_terms(job, strategy, cluster, profile)
-    again = recompute_terms(job, strategy, cluster)
+    again = recompute_terms(job, strategy, cluster, profile)
     parts = {  # at the profile's pace
         "compute_s": c.matmul * (ideal.matmul - again.matmul) + c.attention * (ideal.attention - again.attention),
         "recompute_s": c.matmul * again.matmul + c.attention * again.attention,
@@ -91,17 +94,17 @@ def step_time(
     parts = {name: profile.time_scale * seconds for name, seconds in parts.items()}
     step_s = sum(parts.values())
     tokens_per_second = strategy.global_batch_size * job.seq_length / step_s
-    peak = cluster.world_size * cluster.accelerator.peak_flops(job.precision)
-    flops = job.shape.flops_per_token(job.seq_length, predicted_fraction=job.predicted_fraction)
-    # The layers' forward once more: a third of what they take, attention's whole square as the convention has it.
-    recomputed = job.shape.flops_per_token(job.seq_length, predicted_fraction=0.0) / 3
-    recomputes = strategy.activation_checkpointing == "full"
+    peak = cluster.world_size * cluster.accelerator.peak_flops(job.matmul_precision or job.precision)
+    # A forward is a third of what the layers take; attention's is of the whole square, as the convention has it.
+    matrices, scores = repeated_forward(job, strategy, profile)
+    layers, matmuls = (job.shape.flops_per_token(length, predicted_fraction=0.0) for length in (job.seq_length, 0))
+    recomputed = (matrices * matmuls + scores * (layers - matmuls)) / 3
     return TimeEstimate(
         **parts,
         step_s=step_s,
         tokens_per_second=tokens_per_second,
-        mfu_fraction=flops * tokens_per_second / peak,
-        hfu_fraction=(flops + recomputed * recomputes) * tokens_per_second / peak,
+        mfu_fraction=job.flops_per_token * tokens_per_second / peak,
+        hfu_fraction=(job.flops_per_token + recomputed) * tokens_per_second / peak,
         train_days=job.num_steps * step_s / SECONDS_PER_DAY,
     )
 
@@ -110,35 +113,37 @@ def coefficients_of(accelerator: Accelerator) -> Terms:
     """The coefficients for an accelerator: its own fit, a CPU's, or the fitted GPUs' distance from their ceiling."""
     if accelerator.name == "cpu":
         return _CPU
-    return _FITTED.get(accelerator.name, _UNFITTED)
+    return _FITTED.get(_CHIP_OF.get(accelerator.name, accelerator.name), _UNFITTED)
 
 
 def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> Terms:
     """Each term of one optimizer step at the hardware's own rate, in seconds (`layers` in milliseconds' worth)."""
     gpu, eager = cluster.accelerator, job.attention == "eager"
     layers = layers_per_rank(job.shape, strategy)
-    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    tokens = micro_step_tokens(job, strategy)
     busy = busy_micro_steps(strategy)
     weights, scores = forward_s(job, strategy, gpu)
     # A matrix passes gradients on and has its own, unless it is frozen. Flash attention's backward makes the scores
     # again: 5 matmuls to the forward's 2.
-    matmul = (2 if job.adapter else 3) * weights + head_s(job, strategy, gpu)
+    matmul = (2 if job.adapter else 3) * (weights + head_forward_s(job, strategy, gpu))
     attention = (3 if eager else 3.5) * scores
-    again = recompute_terms(job, strategy, cluster)
+    again = recompute_terms(job, strategy, cluster, profile)
     moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + 3 * loss_bytes(job, strategy, profile)
-    # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
-    # host, a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
+    # The optimizer reads and writes master and moments and reads a gradient (28 bytes with Adam's two), and writes the
+    # parameter; Muon's matmuls are left out. On the host, a node's ranks share the bandwidth; gradients go down PCIe
+    # and new parameters up.
+    updated = 3 * FP32_BYTES + 2 * moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
     _, trained = held_parameters(job, strategy)
     share = trained.sharded(strategy) if strategy.zero_stage >= 1 else trained.total
     offloaded = strategy.offload_optimizer == "cpu"
-    host = share * cluster.gpus_per_node * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
+    host = share * cluster.gpus_per_node * updated / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
     link, network = communication(job, strategy, cluster)
     return Terms(
         # Eager attention is plain matmuls, and runs at their pace.
         matmul=busy * (matmul + (attention if eager else 0.0)) + again.matmul,
         attention=busy * (0.0 if eager else attention) + again.attention,
         memory=busy * moved / gpu.memory_bytes_per_s,
-        optimizer=0.0 if offloaded else share * (28 + element_bytes(job.precision)) / gpu.memory_bytes_per_s,
+        optimizer=0.0 if offloaded else share * (updated + element_bytes(job.precision)) / gpu.memory_bytes_per_s,
         link=link,
         network=network,
         layers=busy * layers * 1e-3,
@@ -146,15 +151,40 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     )
 
 
-def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
-    """What full checkpointing adds to `matmul` and `attention`: the layers' forward once more."""
+def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> Terms:
+    """What is made again for the backward, of `matmul` and `attention`."""
     nothing = dict.fromkeys((field.name for field in fields(Terms)), 0.0)
-    if strategy.activation_checkpointing != "full":
-        return Terms(**nothing)
-    weights, scores = (busy_micro_steps(strategy) * part for part in forward_s(job, strategy, cluster.accelerator))
+    weights, scores = (
+        busy_micro_steps(strategy) * times * part
+        for times, part in zip(
+            repeated_forward(job, strategy, profile), forward_s(job, strategy, cluster.accelerator), strict=True
+        )
+    )
     if job.attention == "eager":
         weights, scores = weights + scores, 0.0
     return Terms(**nothing | {"matmul": weights, "attention": scores})
+
+
+def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[float, float]:
+    """(of the layers' matrices, of attention) the share that runs forward once more for the backward.
+
+    Full checkpointing repeats all. Of "matmuls" the second, fourth, ... are: key, output and a gated MLP's other input;
+    of "scores" attention alone (cost/activations.py). A tiled MLP repeats its own whatever else is (deepspeed 0.19.8,
+    runtime/sequence_parallel/ulysses_sp.py, TiledMLP).
+    """
+    shape = job.shape
+    experts = shape.experts_per_token * shape.expert_params
+    tiled = experts / shape.active_matmul_params if job.tiled_mlp else 0.0
+    match strategy.activation_checkpointing:
+        case "full":
+            return 1.0 + tiled, 1.0
+        case "selective" if profile.selective == "scores":
+            return tiled, 1.0
+        case "selective":
+            second = shape.attention_matmul_params / 2 + (experts / 3 if shape.gated_mlp else 0)
+            return second / shape.active_matmul_params + tiled, 0.0
+        case _:
+            return tiled, 0.0
 
 
 def busy_micro_steps(strategy: Strategy) -> float:
@@ -171,43 +201,44 @@ def pipeline_stretch(strategy: Strategy) -> float:
 def forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> tuple[float, float]:
     """Seconds of one micro step's forward through a rank's layers: (their matrices, attention's scores and values).
 
-    A matrix multiplication takes its FLOPs at the ceiling and its memory traffic; the latter is what makes small and
-    narrow ones slow.
+    A matrix multiplication takes its FLOPs, 2 per weight that a token meets, at the ceiling and its memory traffic; the
+    latter is what makes small and narrow ones slow. Of a pipeline the rank with most layers sets the pace.
     """
-    tokens = strategy.micro_batch_size * job.seq_length
-    split = strategy.model_parallel_size * strategy.sequence_parallel_size
-    flops = layers_forward_flops(job, tokens) / split
-    traffic = layers_per_rank(job.shape, strategy) * matmul_traffic_bytes(job, strategy)
+    shape = job.shape
+    tokens = layers_per_rank(shape, strategy) * micro_step_tokens(job, strategy) / strategy.tensor_parallel_size
+    flops = 2 * tokens * (shape.active_matmul_params + shape.router_params)
+    traffic = layers_per_rank(shape, strategy) * matmul_traffic_bytes(job, strategy)
     weights = flops / gpu.matmul_ceiling(job.matmul_precision or job.precision) + traffic / gpu.memory_bytes_per_s
-    return weights, attention_forward_flops(job, tokens) / split / gpu.matmul_ceiling(job.precision)
+    return weights, tokens * attention_forward_flops(job) / gpu.matmul_ceiling(job.precision)
 
 
-def head_s(job: Job, strategy: Strategy, gpu: Accelerator) -> float:
-    """Seconds of one micro step's logits, forward and backward, spread over the ranks; never in 8 bits."""
-    tokens = strategy.micro_batch_size * job.seq_length
-    everything = tokens * job.shape.flops_per_token(0, predicted_fraction=job.predicted_fraction)
-    flops = everything - 3 * layers_forward_flops(job, tokens)
-    return flops / strategy.model_parallel_size / strategy.sequence_parallel_size / gpu.matmul_ceiling(job.precision)
+def micro_step_tokens(job: Job, strategy: Strategy) -> float:
+    """Tokens of one micro step on a rank."""
+    return strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
 
 
-def layers_forward_flops(job: Job, tokens: float) -> float:
-    """The layers' matrices, 2 per weight that a token meets; attention's scores and the head apart."""
-    return 2 * tokens * job.shape.num_layers * (job.shape.active_matmul_params + job.shape.router_params)
+def head_forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> float:
+    """Seconds of one micro step's logits, spread over the ranks; never in 8 bits."""
+    with_head, without = (
+        job.shape.flops_per_token(0, predicted_fraction=fraction) for fraction in (job.predicted_fraction, 0.0)
+    )
+    flops = micro_step_tokens(job, strategy) * (with_head - without) / 3
+    return flops / strategy.model_parallel_size / gpu.matmul_ceiling(job.precision)
 
 
-def attention_forward_flops(job: Job, tokens: float) -> float:
-    """Scores and values, 4 L N H T per token; half of that under a causal mask, whose other half flash attention skips.
+def attention_forward_flops(job: Job) -> float:
+    """A layer's scores and values, 4 N H T per token, or half of it: flash attention skips what a causal mask hides.
 
     The MFU convention counts the whole square.
     """
-    square = 4 * job.shape.num_layers * job.shape.query_size * job.seq_length * tokens
+    square = 4.0 * job.shape.query_size * job.seq_length
     return square / 2 if job.causal and job.attention == "flash" else square
 
 
 def matmul_traffic_bytes(job: Job, strategy: Strategy) -> float:
     """What one layer's matmuls read and write forward, for a micro step on one rank: inputs, weights and outputs."""
     shape, tp, experts = job.shape, strategy.tensor_parallel_size, job.shape.experts_per_token
-    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    tokens = micro_step_tokens(job, strategy)
     whole = 2 * (1 + experts) * shape.hidden_size
     mlp = experts * (3 if shape.gated_mlp else 2) * shape.intermediate_size
     cut = 2 * shape.query_size + 2 * shape.key_value_size + mlp
@@ -224,14 +255,15 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
     """
     shape, tp = job.shape, strategy.tensor_parallel_size
     accesses = 6 if strategy.activation_checkpointing == "full" else 4
-    cut, uncut = layer_saved_elements(job, profile)
+    cut, uncut = layer_saved_elements(replace(job, tiled_mlp=False), profile)  # tile by tile, but all of it
     uncut_by = tp if strategy.tensor_parallel_sequences else 1
     moved = accesses * (cut / tp + uncut / uncut_by) * element_bytes(job.precision)
     if job.attention == "eager":
         moved += accesses * scores_bytes_per_token(job, strategy, profile)
     if job.matmul_precision in ("fp8", "fp4"):
-        inputs = 2 * shape.hidden_size + shape.query_size + shape.intermediate_size
-        gradients = inputs + 2 * shape.key_value_size + (shape.intermediate_size if shape.gated_mlp else 0)
+        D, F, experts = shape.hidden_size, shape.intermediate_size, shape.experts_per_token
+        inputs = D + shape.query_size + experts * (D + F)
+        gradients = inputs + 2 * shape.key_value_size + (experts * F if shape.gated_mlp else 0)
         moved += 3 * (inputs + gradients) / tp
     return moved
 
@@ -243,12 +275,13 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
     group stays in a node. Tensor parallelism all-reduces a layer's activations twice forward and twice backward.
     Ulysses sends queries, keys, values and outputs all-to-all, forward and backward; a ring passes keys and values
     from rank to rank, and their gradients back. Experts get their tokens and give them back, all-to-all. Where the
-    forward is made again, so is its part. A pipeline passes one activation on, forward and backward.
+    forward is made again, so is its part. A pipeline passes one activation on, forward and
+    backward; that of a chunk in between hides behind the other chunks.
     """
     shape, gpu, linked = job.shape, cluster.accelerator, cluster.linked_ranks
     tp, sp, pp = strategy.tensor_parallel_size, strategy.sequence_parallel_size, strategy.pipeline_parallel_size
-    steps = strategy.gradient_accumulation_steps
-    token = strategy.micro_batch_size * job.seq_length / sp * element_bytes(job.precision)  # bytes of one element each
+    experts, split, steps = strategy.expert_parallel_size, strategy.expert_split, strategy.gradient_accumulation_steps
+    token = micro_step_tokens(job, strategy) * element_bytes(job.precision)  # bytes of one element each
     activation = token * shape.hidden_size
     layers = steps * layers_per_rank(shape, strategy)
     forwards = 2 if strategy.activation_checkpointing == "full" else 1
@@ -259,20 +292,25 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
         exchanged = (forwards + 2) * keys_values * sp
     whole, trained = held_parameters(job, strategy)
     link = network = 0.0
-    for volume, inside, size in (
-        (layers * (forwards + 1) * 2 * 2 * activation, 1, tp),
-        (layers * exchanged, tp, sp),
-        (layers * (forwards + 1) * 2 * shape.experts_per_token * activation / tp, tp, strategy.expert_parallel_size),
-        (zero_bytes(job, strategy, whole.dense, trained.dense), tp, strategy.shards),
-        (zero_bytes(job, strategy, whole.experts, trained.experts), strategy.expert_split, strategy.expert_shards),
+    for volume, inside, size, shared in (
+        (layers * (forwards + 1) * 2 * 2 * activation, 1, tp, True),
+        (layers * exchanged, tp, sp, False),
+        (layers * (forwards + 1) * 2 * shape.experts_per_token * activation / tp, tp, experts, False),
+        (zero_bytes(job, strategy, whole.dense, trained.dense), tp, strategy.shards, True),
+        (zero_bytes(job, strategy, whole.experts, trained.experts), split, strategy.expert_shards, True),
     ):
-        # A ring of `size` ranks that stand `inside` apart: so many of them are linked.
+        # A ring of `size` ranks that stand `inside` apart: so many of them are linked. Of what all of them end up with
+        # each sends its part to the next node; of what each has for one other rank, everything.
         together = min(size, max(1, linked // inside))
-        nodes = size // together
+        nodes = -(-size // together)
         link += volume * (together - 1) / together / cluster.link_bytes_per_s(together)
-        network += volume * (nodes - 1) / nodes / (gpu.network_bytes_per_s * together)
+        network += volume * (nodes - 1) / nodes / (gpu.network_bytes_per_s * (together if shared else 1))
     if pp > 1:
-        network += steps * 2 * activation / gpu.network_bytes_per_s
+        passed = steps * 2 * activation
+        if cluster.world_size <= linked:
+            link += passed / cluster.link_bytes_per_s(2)
+        else:
+            network += passed / gpu.network_bytes_per_s
     return link, network
 
 
