@@ -2,10 +2,9 @@
 
 Structure is read from deepspeed 0.19.8, transformers 5.23 and Megatron-LM, and held against tensor bytes of real engine
 steps (tests/cost/test_memory_measured.py) and against published runs (`scale validate`).
-
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scaling.cost.activations import activations, loss_bytes
 from scaling.cost.job import Job
@@ -17,6 +16,7 @@ from scaling.cost.model_states import (
     held_parameters,
     keeps_gradients,
     model_states,
+    moments_bytes,
 )
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Cluster
@@ -106,18 +106,20 @@ def memory(
             for end in ("first", "last")
         ]
         return max(ends, key=lambda estimate: estimate.peak_allocated_bytes)
-    shape, precision = job.shape, job.precision
     whole, trained = held_parameters(job, strategy, rank)
     parameters, gradients, optimizer = model_states(job, strategy, whole, trained, profile)
     standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0
     saved, layer, remade, working_set = activations(job, strategy, profile, rank)
     logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
-    buffers = communication_buffers(shape, strategy, precision, profile)
+    buffers = communication_buffers(job, strategy, trained, profile)
+    on_host = 0  # activations that would wait here
+    if strategy.offload_activations:
+        on_host = activations(job, replace(strategy, offload_activations=False), profile, rank)[0] - saved
     moments = {  # gradients, activations, logits, buffers
         "loss": (standing, saved, logits, buffers),
         "backward": (standing, saved + remade + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
-        "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, precision, profile)),
+        "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, job.precision, profile)),
     }
     moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
     gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts
@@ -134,7 +136,7 @@ def memory(
         peak_reserved_bytes=peak if cluster.is_cpu else int(peak * profile.reserved_over_allocated),
         capacity_bytes=cluster.accelerator.usable_memory_bytes,
         usable_bytes=int(usable_fraction * cluster.accelerator.usable_memory_bytes),
-        host_bytes_per_node=host_bytes(shape, strategy, cluster),
+        host_bytes_per_node=host_bytes(job, strategy, cluster, whole, trained) + cluster.gpus_per_node * on_host,
         host_capacity_bytes=cluster.host_memory_bytes,
         peak_moment=moment,
         moments={name: parameters + optimizer + sum(parts) for name, parts in moments.items()},
@@ -149,22 +151,23 @@ def context_bytes(cluster: Cluster) -> int:
     return context + (_NCCL_BYTES if cluster.world_size > 1 else 0)
 
 
-def communication_buffers(shape: Shape, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
+def communication_buffers(job: Job, strategy: Strategy, trained: Held, profile: Profile = DEEPSPEED) -> int:
     """Buckets, gathered parameters and unsharded gradients that live through forward and backward, in bytes.
 
     As we configure DeepSpeed, stages 1 and 2 hold two reduce buckets (overlapped) and the gradient of the largest
     module before it is copied into one; stage 3 holds the live parameters that emit() allows (ds_config/write.py), two
     buckets and the largest module's gradient. Other stacks: what stands gathered beside a sharded model, a constant.
     """
-    width = element_bytes(precision)
+    shape, width = job.shape, element_bytes(job.precision)
     if not profile.buckets:
         gathered = 0.0
         if strategy.zero_stage == 3:
             gathered = profile.gathered_layers * shape.layer_params + 2 * shape.vocab_size * shape.hidden_size
+            gathered /= strategy.tensor_parallel_size
         elif strategy.zero_stage == 0 and strategy.shards > 1 and not profile.standing_gradients:
-            gathered = shape.num_params / strategy.pipeline_parallel_size  # DistributedDataParallel's buckets
-        return profile.constant_bytes + int(gathered / strategy.tensor_parallel_size * width)
-    buckets, module = 2 * strategy.reduce_bucket_size, shape.largest_layer_params
+            gathered = trained.total  # DistributedDataParallel's buckets: every gradient
+        return profile.constant_bytes + int(gathered * width)
+    buckets, module = 2 * strategy.reduce_bucket_size, min(shape.largest_layer_params, int(trained.total))
     if strategy.zero_stage == 0 or strategy.shards == 1:
         return profile.constant_bytes + module * width
     live = live_parameters(shape, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
@@ -199,15 +202,18 @@ def step_temporaries(held: Held, strategy: Strategy, precision: str, profile: Pr
     return profile.constant_bytes + int(needed)
 
 
-def host_bytes(shape: Shape, strategy: Strategy, cluster: Cluster) -> int:
-    """Host memory of one node: every rank's un-sharded fp32 copy while it builds the model, or what is offloaded.
+def host_bytes(job: Job, strategy: Strategy, cluster: Cluster, whole: Held, trained: Held) -> int:
+    """Host memory of one node: every rank's un-sharded fp32 copy while it builds the model, and what is offloaded.
 
     Offloading the optimizer keeps master copy, moments and fp32 gradients in host memory, pinned, and a 16-bit
-    staging copy (18 bytes per parameter of the node's share). The build and the offload overlap at start-up.
+    staging copy (with AdamW 18 bytes per parameter of the node's share). The build and the offload overlap at start-up.
+    Offloaded activations come on top.
     """
-    P, ranks = shape.num_params, cluster.gpus_per_node
-    building = ranks * P * FP32_BYTES
-    if strategy.offload_optimizer == "none":
-        return building
-    share = P * ranks // strategy.shards
-    return building + share * (FP32_BYTES + 2 * FP32_BYTES + FP32_BYTES + 2)
+    building = job.shape.num_params * FP32_BYTES
+    offloaded = 0.0
+    if strategy.offload_optimizer != "none":
+        offloaded += trained.sharded(strategy) * (2 * FP32_BYTES + moments_bytes(job, FP32_BYTES) + 2)
+    if strategy.offload_param != "none":
+        frozen = whole.sharded(strategy) - trained.sharded(strategy)
+        offloaded += frozen * element_bytes(job.precision)
+    return int(cluster.gpus_per_node * (building + offloaded))

@@ -255,7 +255,8 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
     """
     shape, tp = job.shape, strategy.tensor_parallel_size
     accesses = 6 if strategy.activation_checkpointing == "full" else 4
-    cut, uncut = layer_saved_elements(replace(job, tiled_mlp=False), profile)  # tile by tile, but all of it
+    untiled = replace(job, tiled_mlp=False) if job.tiled_mlp else job  # tile by tile, but all of it
+    cut, uncut = layer_saved_elements(untiled, profile)
     uncut_by = tp if strategy.tensor_parallel_sequences else 1
     moved = accesses * (cut / tp + uncut / uncut_by) * element_bytes(job.precision)
     if job.attention == "eager":

@@ -5,15 +5,19 @@ alphabet: s sequence, b micro batch, h hidden, a heads, t tensor parallel, p pip
 """
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.cost import Job, memory
 from scaling.cost.activations import activations, in_flight
-from scaling.cost.model_states import Held, held_parameters, model_states, parameters_held
+from scaling.cost.job import Adapter, AdapterTarget, Optimizer
+from scaling.cost.model_states import Held, held_parameters, model_states, moments_bytes, parameters_held
 from scaling.cost.profile import PROFILES
+from scaling.models.build import build
 from scaling.registry import MODELS
 from scaling.shape import Shape
 from scaling.strategy import Strategy
@@ -50,6 +54,9 @@ def _llama(layers, hidden, heads, kv_heads, ffn, vocab, *, tied=False):
 
 
 _LLAMA_3_8B = _llama(32, 4096, 32, 8, 14_336, 128_256)
+_MIXTRAL = replace(_llama(32, 4096, 32, 8, 14_336, 32_000), num_experts=8, experts_per_token=2)
+_ALL = frozenset(get_args(AdapterTarget))
+_LORA = Adapter(rank=8, targets=frozenset({"query", "value"}))
 
 
 def _strategy(**changes):
@@ -299,10 +306,13 @@ def _situations(draw):
         {
             "seq_length": draw(st.sampled_from([128, 2048, 8192])),
             "precision": draw(st.sampled_from(["bf16", "fp16", "fp32"])),
-            "optimizer": draw(st.sampled_from(["adamw", "adamw8bit", "adafactor"])),
+            "optimizer": draw(st.sampled_from(get_args(Optimizer))),
             "dropout": draw(st.sampled_from([0.0, 0.1])),
             "attention": draw(st.sampled_from(["flash", "eager"])),
             "fused_loss": draw(st.booleans()),
+            "tiled_mlp": draw(st.booleans()),
+            "step_in_backward": draw(st.booleans()),
+            "adapter": draw(st.sampled_from([None, _LORA, Adapter(rank=64, targets=_ALL, dropout=0.05)])),
         },
         {
             "zero_stage": draw(st.integers(0, 3)),
@@ -312,6 +322,7 @@ def _situations(draw):
             "pipeline_parallel_size": draw(st.sampled_from([1, 2])),
             "sequence_parallel_size": draw(st.sampled_from([1, 2])),
             "tensor_parallel_sequences": draw(st.booleans()),
+            "offload_activations": draw(st.booleans()),
             "micro_batch_size": draw(st.integers(1, 16)),
             "gradient_accumulation_steps": draw(st.sampled_from([1, 2, 16])),
             "activation_checkpointing": draw(st.sampled_from(["none", "selective", "full"])),
@@ -399,6 +410,168 @@ def test_8_bit_moments_take_two_bytes_a_parameter_instead_of_eight():
         for optimizer in ("adamw", "adamw8bit")
     }
     assert states["adamw"] - states["adamw8bit"] == 6 * 10**9
+
+
+def _real_state_bytes(optimizers, model):
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    tensors = [value for state in states for value in state.values() if torch.is_tensor(value) and value.numel() > 1]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "muon"])
+def test_an_optimizers_moments_are_those_that_torch_keeps(name):
+    # torch.optim on a gpt2-like model in fp32: every state tensor after a step. Muon takes matrices only, so the rest
+    # of the model is AdamW's, as Jordan et al. 2024 say; Adafactor's rows and columns are left out of the estimate.
+    shape = _gpt(2, 64, 2, seq_length=32, vocab=512)
+    model = build(shape)
+    inner = [p for layer in model.transformer.h for p in layer.parameters() if p.dim() == 2]
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in inner)]
+    optimizers = {
+        "adamw": lambda: [torch.optim.AdamW(model.parameters())],
+        "sgd": lambda: [torch.optim.SGD(model.parameters(), momentum=0.9)],
+        "adafactor": lambda: [torch.optim.Adafactor(model.parameters())],
+        "muon": lambda: [torch.optim.Muon(inner), torch.optim.AdamW(rest)],
+    }[name]()
+    measured = _real_state_bytes(optimizers, model)
+    counted = moments_bytes(_job(shape, optimizer=name), 4) * shape.num_params
+    if name == "adafactor":
+        assert counted == 0
+        assert measured < 0.05 * 8 * shape.num_params
+    else:
+        # Muon: biases of the layers are AdamW's, below 1 %.
+        assert counted == pytest.approx(measured, rel=0.01 if name == "muon" else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_per_parameter"),
+    # The fp32 master copy, 4, and the moments: LAMB's are Adam's (You et al. 2020, algorithm 2), Lion's one (Chen et
+    # al. 2023, section 3: "half of the memory"), LARS's one (You et al. 2017), 8-bit Adam's two of a byte.
+    [("adamw", 12), ("lamb", 12), ("adamw8bit", 6), ("lion", 8), ("sgd", 8), ("lars", 8), ("adafactor", 4)],
+)
+def test_an_optimizers_bytes_per_parameter_are_those_of_its_paper(optimizer, bytes_per_parameter):
+    billion = Held(10**9)
+    states = model_states(_job(_LLAMA_3_8B, optimizer=optimizer), _strategy(zero_stage=0), billion, billion, _COUNTED)
+    assert states[2] == bytes_per_parameter * 10**9
+
+
+# Adapters and experts.
+
+
+@pytest.mark.parametrize(
+    ("profile", "frozen", "trained"),
+    # Everything in bf16: 2, and 2 + 2 + 2 + 2. ZeRO's mixed precision (Rajbhandari et al. 2020): 2, and 2 + 2 + 12.
+    [("litgpt", 2, 8), ("deepspeed", 2, 16), ("transformers", 4, 16)],
+)
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_what_is_frozen_is_parameters_and_nothing_more(profile, frozen, trained, zero_stage):
+    job = _job(_LLAMA_3_8B, adapter=_LORA)
+    strategy = _strategy(zero_stage=zero_stage, data_parallel_size=8, gradient_accumulation_steps=1)
+    whole, own = held_parameters(job, strategy)
+    # Rank 8 on query (4096 to 4096) and value (4096 to 1024) of 32 layers: microsoft/LoRA, r (inputs + outputs).
+    assert own == Held(32 * 8 * ((4096 + 4096) + (4096 + 1024)))
+    assert whole.total == 8_030_261_248 + own.total
+    states = model_states(job, strategy, whole, own, PROFILES[profile])
+    expected = (frozen * 8_030_261_248 + trained * own.total) / (8 if zero_stage == 3 else 1)
+    assert sum(states) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_bucket_is_kept_for_a_gradient_that_there_is_not(cluster_like):
+    # torch's DistributedDataParallel buckets "parameters that require gradients" (torch/nn/parallel/distributed.py).
+    def buffers(adapter, profile):
+        strategy = _strategy(zero_stage=0, data_parallel_size=8)
+        return memory(_job(_LLAMA_3_8B, adapter=adapter), strategy, cluster_like(), PROFILES[profile]).buffers_bytes
+
+    for profile in ("litgpt", "deepspeed"):
+        assert buffers(_LORA, profile) < 0.1 * 2**30 < buffers(None, profile)
+
+
+@pytest.mark.parametrize(
+    ("expert_parallel_size", "tensor_parallel_size", "expert_tensor_parallel_size"),
+    [(1, 1, None), (8, 1, None), (4, 2, None), (8, 2, 1), (2, 8, 1)],
+)
+def test_experts_are_cut_by_expert_parallelism_and_sharded_over_those_that_hold_the_same(
+    expert_parallel_size, tensor_parallel_size, expert_tensor_parallel_size
+):
+    # 64 ranks. Of Mixtral's 46.7B, 45.1B are experts: each rank holds 1 / (ep x etp) of them, and as many ranks as hold
+    # the same part share its states (Megatron-LM, "expert data parallel": world / (etp x ep x pp)).
+    strategy = _strategy(
+        data_parallel_size=64 // tensor_parallel_size, tensor_parallel_size=tensor_parallel_size,
+        expert_parallel_size=expert_parallel_size, expert_tensor_parallel_size=expert_tensor_parallel_size,
+    )  # fmt: skip
+    experts = 32 * 8 * 3 * 4096 * 14_336
+    split = expert_parallel_size * (expert_tensor_parallel_size or tensor_parallel_size)
+    held = parameters_held(_MIXTRAL, strategy)
+    assert held.experts == experts / split
+    assert strategy.expert_shards == 64 // split
+    # Whatever the layout, ZeRO leaves a 64th of the experts' states on each rank, and of the rest as well, but for
+    # norms and routers, which tensor parallelism does not cut.
+    assert held.sharded(strategy) == pytest.approx(_MIXTRAL.num_params / 64, rel=5e-4)
+
+
+def test_one_rank_holds_all_experts_and_counts_them_once():
+    assert parameters_held(_MIXTRAL, _strategy()).total == _MIXTRAL.num_params == 46_702_792_704
+
+
+# The host.
+
+
+def test_an_offloaded_optimizer_takes_a_nodes_share_of_what_is_trained(cluster_like):
+    # 18 bytes a parameter: fp32 copy, gradient and two moments, and 16-bit staging (deepspeed stage_1_and_2.py). Tensor
+    # parallelism cuts a rank's part before ZeRO shards it: on one node the whole model is there once, however cut.
+    found = {}
+    for t in (1, 8):
+        strategy = _strategy(zero_stage=2, tensor_parallel_size=t, data_parallel_size=8 // t)
+        on, off = (
+            memory(_job(_LLAMA_3_8B), replace(strategy, offload_optimizer=where), cluster_like()).host_bytes_per_node
+            for where in ("cpu", "none")
+        )
+        found[t] = on - off
+    assert found[1] == 18 * 8_030_261_248
+    assert found[8] == pytest.approx(found[1], rel=1e-3)  # eight copies of the norms
+
+
+def test_only_an_adapters_states_are_offloaded_with_its_optimizer(cluster_like):
+    job, strategy = _job(_LLAMA_3_8B, adapter=_LORA), _strategy(zero_stage=2, data_parallel_size=8)
+    on, off = (
+        memory(job, replace(strategy, offload_optimizer=where), cluster_like()).host_bytes_per_node
+        for where in ("cpu", "none")
+    )
+    assert on - off == 18 * _LORA.params(_LLAMA_3_8B)
+
+
+def test_offloaded_activations_are_on_the_host(cluster_like):
+    strategy = _strategy(zero_stage=3, data_parallel_size=8, micro_batch_size=4, activation_checkpointing="full")
+    here, there = (
+        memory(_job(_LLAMA_3_8B), replace(strategy, offload_activations=choice), cluster_like())
+        for choice in (False, True)
+    )
+    # A checkpoint of 4 x 2048 x 4096 in 16 bit for each of 32 layers; two of them stay.
+    assert there.host_bytes_per_node - here.host_bytes_per_node == 8 * 30 * (4 * 2048 * 4096 * 2)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"offload_activations": True}, {"tiled_mlp": True}, {"step_in_backward": True}, {"fused_loss": True},
+        {"offload_optimizer": "cpu"}, {"adapter": _LORA},
+    ],
+    ids=lambda choice: next(iter(choice)),
+)  # fmt: skip
+@given(situation=_situations())
+def test_what_is_there_to_save_memory_never_needs_more_on_the_device(estimate, choice, situation):
+    (name,) = choice
+    without = {"adapter": None, "offload_optimizer": "none"}.get(name, False)
+    if name == "adapter":
+        situation = (_LLAMA_3_8B, *situation[1:])  # beside a hidden size of 8 an adapter of rank 8 is no small thing
+    for rank in ("first", "last"):
+        more, less = estimate(situation, rank=rank, **{name: without}), estimate(situation, rank=rank, **choice)
+        assert all(less.moments[moment] <= more.moments[moment] for moment in more.moments)
+    more, less = estimate(situation, **{name: without}), estimate(situation, **choice)
+    assert less.peak_allocated_bytes <= more.peak_allocated_bytes
 
 
 @given(_situations())
