@@ -565,13 +565,14 @@ def test_offloaded_activations_are_on_the_host(cluster_like):
 def test_what_is_there_to_save_memory_never_needs_more_on_the_device(estimate, choice, situation):
     (name,) = choice
     without = {"adapter": None, "offload_optimizer": "none"}.get(name, False)
-    if name == "adapter":
-        situation = (_LLAMA_3_8B, *situation[1:])  # beside a hidden size of 8 an adapter of rank 8 is no small thing
+    own = 0
+    if name == "adapter":  # its own parameters come on top, which beside a hidden size of 8 are no small thing
+        situation, own = (_LLAMA_3_8B, *situation[1:]), 4 * _LORA.params(_LLAMA_3_8B)
     for rank in ("first", "last"):
         more, less = estimate(situation, rank=rank, **{name: without}), estimate(situation, rank=rank, **choice)
-        assert all(less.moments[moment] <= more.moments[moment] for moment in more.moments)
+        assert all(less.moments[moment] <= more.moments[moment] + own for moment in more.moments)
     more, less = estimate(situation, **{name: without}), estimate(situation, **choice)
-    assert less.peak_allocated_bytes <= more.peak_allocated_bytes
+    assert less.peak_allocated_bytes <= more.peak_allocated_bytes + own
 
 
 @given(_situations())
