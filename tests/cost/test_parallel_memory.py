@@ -557,17 +557,17 @@ def test_offloaded_activations_are_on_the_host(cluster_like):
     "choice",
     [
         {"offload_activations": True}, {"tiled_mlp": True}, {"step_in_backward": True}, {"fused_loss": True},
-        {"offload_optimizer": "cpu"}, {"adapter": _LORA},
+        {"adapter": _LORA},
     ],
     ids=lambda choice: next(iter(choice)),
 )  # fmt: skip
 @given(situation=_situations())
 def test_what_is_there_to_save_memory_never_needs_more_on_the_device(estimate, choice, situation):
     (name,) = choice
-    without = {"adapter": None, "offload_optimizer": "none"}.get(name, False)
+    without = None if name == "adapter" else False
     own = 0
     if name == "adapter":  # its own parameters come on top, which beside a hidden size of 8 are no small thing
-        situation, own = (_LLAMA_3_8B, *situation[1:]), 4 * _LORA.params(_LLAMA_3_8B)
+        situation, own = (_LLAMA_3_8B, *situation[1:]), 6 * _LORA.params(_LLAMA_3_8B)
     for rank in ("first", "last"):
         more, less = estimate(situation, rank=rank, **{name: without}), estimate(situation, rank=rank, **choice)
         assert all(less.moments[moment] <= more.moments[moment] + own for moment in more.moments)
