@@ -51,8 +51,9 @@ class Shape:
         ):
             object.__setattr__(self, field, value)
         for field in _DIMENSIONS:
-            if getattr(self, field) < 1:
-                raise InputError(f"model.{field}", getattr(self, field), "must be at least 1")
+            size = getattr(self, field)
+            if size is not None and size < 1:
+                raise InputError(f"model.{field}", size, "must be at least 1")
         if self.explicit_head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 "model.num_attention_heads",
@@ -159,5 +160,5 @@ class Shape:
 
 _DIMENSIONS = (
     "num_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
-    "num_key_value_heads", "num_experts", "experts_per_token",
+    "num_key_value_heads", "num_experts", "experts_per_token", "explicit_head_dim",
 )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from scaling.errors import InputError
 from scaling.models.build import build
@@ -125,6 +125,92 @@ def test_flops_per_token_of_a_llama_is_what_torch_counts_over_forward_and_backwa
     assert shape.flops_per_token(seq_length) * batch * seq_length == counter.get_total_flops()
 
 
+def _mixture(layers, hidden, heads, kv_heads, ffn, vocab, experts, top_k):
+    return replace(_llama(layers, hidden, heads, kv_heads, ffn, vocab), num_experts=experts, experts_per_token=top_k)
+
+
+def _mixtral_model(shape, **more):
+    return MixtralForCausalLM(
+        MixtralConfig(
+            num_hidden_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            intermediate_size=shape.intermediate_size,
+            num_local_experts=shape.num_experts,
+            num_experts_per_tok=shape.experts_per_token,
+            vocab_size=shape.vocab_size,
+            max_position_embeddings=shape.max_position_embeddings,
+            use_cache=False,
+            **more,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "dimensions",
+    [
+        (3, 42, 3, 3, 11, 13, 5, 2),  # every dimension its own prime factor
+        (2, 96, 6, 2, 40, 17, 8, 1),
+        (32, 4096, 32, 8, 14_336, 32_000, 8, 2),  # mistralai/Mixtral-8x7B-v0.1
+    ],
+)
+def test_a_mixture_of_experts_has_the_parameters_of_transformers_mixtral(dimensions):
+    shape = _mixture(*dimensions)
+    with torch.device("meta"):
+        model = _mixtral_model(shape)
+    layer = model.model.layers[0]
+    assert shape.num_params == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.layer_params == sum(parameter.numel() for parameter in layer.parameters())
+    experts = sum(parameter.numel() for parameter in layer.mlp.experts.parameters())
+    assert shape.num_experts * shape.expert_params == experts
+    assert shape.router_params == sum(parameter.numel() for parameter in layer.mlp.gate.parameters())
+
+
+def test_mixtral_8x7b_has_the_published_sizes():
+    # Jiang et al. 2024 (arXiv 2401.04088), section 2.1: 47B parameters, of which a token meets 13B.
+    shape = _mixture(32, 4096, 32, 8, 14_336, 32_000, 8, 2)
+    active = shape.num_params - shape.num_layers * (shape.num_experts - shape.experts_per_token) * shape.expert_params
+    assert (round(shape.num_params / 1e9), round(active / 1e9)) == (47, 13)
+    # Six FLOPs for each of them but the embedding, which is looked up.
+    assert shape.flops_per_token(0) == pytest.approx(6 * (active - 32_000 * 4096), rel=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_flops_per_token_of_a_mixture_is_what_torch_counts_over_forward_and_backward(top_k):
+    # To the last FLOP: every token goes to top_k experts, whichever they are, and each has its router's.
+    shape, batch, seq_length = _mixture(2, 48, 4, 2, 80, 50, 4, top_k), 3, 32
+    model = _mixtral_model(shape, attn_implementation="eager", experts_implementation="eager")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.arange(batch * seq_length).view(batch, -1) % 50).logits.sum().backward()
+    assert shape.flops_per_token(seq_length) * batch * seq_length == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "head_dim"),
+    [
+        ((3, 42, 3, 3, 11, 13), 34),
+        ((2, 96, 6, 2, 40, 17), 64),
+        ((64, 5120, 64, 8, 25_600, 151_936), 128),  # Qwen/Qwen3-32B, its norms of queries and keys apart
+    ],
+)
+def test_a_head_dim_of_its_own_is_that_of_the_transformers_model(dimensions, head_dim):
+    shape = replace(_llama(*dimensions), explicit_head_dim=head_dim)
+    with torch.device("meta"):
+        model = _llama_model(shape, head_dim=head_dim)
+    assert shape.head_dim == head_dim
+    assert shape.num_params == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.layer_params == sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+
+
+def test_flops_per_token_with_a_head_dim_of_its_own_is_what_torch_counts():
+    shape, batch, seq_length = replace(_llama(2, 48, 4, 2, 80, 50), explicit_head_dim=20), 3, 32
+    model = _llama_model(shape, attn_implementation="eager", head_dim=20)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(batch, seq_length, dtype=torch.long)).logits.sum().backward()
+    assert shape.flops_per_token(seq_length) * batch * seq_length == counter.get_total_flops()
+
+
 @pytest.mark.parametrize(
     ("name", "billions"),
     # Brown et al. 2020, table 2.1, as printed, in billions.
@@ -179,6 +265,8 @@ _RIGHT = dict(
     [
         ("family", "t5"), ("num_layers", 0), ("hidden_size", 0), ("num_attention_heads", 0), ("num_attention_heads", 5),
         ("num_attention_heads", 128), ("intermediate_size", -1), ("vocab_size", 0), ("max_position_embeddings", 0),
+        ("num_key_value_heads", 3), ("num_key_value_heads", -1), ("num_experts", 0), ("experts_per_token", 0),
+        ("experts_per_token", 2), ("explicit_head_dim", 0), ("explicit_head_dim", -8),
     ],
 )  # fmt: skip
 def test_a_shape_that_no_model_has_cannot_be_built(field, value):
