@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from scaling.cost import Job, memory
 from scaling.cost.activations import activations
+from scaling.cost.job import Adapter
 from scaling.cost.profile import PROFILES, find_profile, load_profile
 from scaling.errors import InputError
 from scaling.shape import Shape
@@ -31,14 +33,22 @@ def _strategy(**changes):
     return Strategy(**{**fields, **changes})
 
 
-def _saved_bytes(shape, num_layers, attention):
-    """What autograd keeps of a forward of transformers' own model in bf16, parameters apart; storages counted once."""
-    config = LlamaConfig(
+def _model(shape, num_layers, attention):
+    """transformers' own Llama or Mixtral of `shape` in bf16."""
+    dimensions = dict(
         num_hidden_layers=num_layers, hidden_size=shape.hidden_size, num_attention_heads=shape.num_attention_heads,
         num_key_value_heads=shape.num_key_value_heads, intermediate_size=shape.intermediate_size,
         vocab_size=shape.vocab_size, max_position_embeddings=_T, attn_implementation=attention, use_cache=False,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    if shape.num_experts == 1:
+        return LlamaForCausalLM(LlamaConfig(**dimensions)).to(torch.bfloat16)
+    experts = dict(num_local_experts=shape.num_experts, num_experts_per_tok=shape.experts_per_token)
+    config = MixtralConfig(**dimensions, **experts, experts_implementation="eager")
+    return MixtralForCausalLM(config).to(torch.bfloat16)
+
+
+def _saved_bytes(model):
+    """What autograd keeps of a forward of `model`, parameters apart; storages counted once."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}  # address -> the tensor, kept alive so that no address is given out twice
 
@@ -47,21 +57,126 @@ def _saved_bytes(shape, num_layers, attention):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(input_ids=torch.zeros(_B, _T, dtype=torch.long))
+        model(input_ids=torch.arange(_B * _T).view(_B, _T) % model.config.vocab_size)
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in parameters)
+
+
+def _layer_bytes(shape, attention="sdpa", change=lambda model: None):
+    """Two layers' saved bytes less one's, so that embedding, final norm and head fall away."""
+    found = []
+    for num_layers in (2, 1):
+        torch.manual_seed(0)
+        model = _model(shape, num_layers, attention)
+        change(model)
+        found.append(_saved_bytes(model))
+    return found[0] - found[1]
 
 
 @pytest.mark.parametrize(
     ("attention", "implementation", "kv_heads"), [("flash", "sdpa", 8), ("flash", "sdpa", 2), ("eager", "eager", 8)]
 )
 def test_the_counted_layer_of_transformers_is_what_torch_saves(attention, implementation, kv_heads):
-    # "transformers-bf16: counted kernels". Two layers' saved bytes less one's, so that embedding, final norm and head
-    # fall away; 1 % covers the norms' statistics and the log-sum-exp, which are left out.
+    # "transformers-bf16: counted kernels". 1 % covers the norms' statistics and the log-sum-exp, which are left out.
     shape = replace(_TINY_LLAMA, num_key_value_heads=kv_heads)
-    measured = _saved_bytes(shape, 2, implementation) - _saved_bytes(shape, 1, implementation)
+    measured = _layer_bytes(shape, implementation)
     job = Job(shape=shape, seq_length=_T, precision="bf16", attention=attention)
     _, counted, _, _ = activations(job, _strategy(), PROFILES["transformers-bf16"])
     assert counted == pytest.approx(measured, rel=0.01)
+
+
+def _counted(shape, profile=PROFILES["transformers-bf16"], **job):
+    return activations(Job(shape=shape, seq_length=_T, precision="bf16", **job), _strategy(), profile)[1]
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_counted_mixture_of_experts_is_what_torch_saves_of_mixtral(top_k):
+    # Each of a token's experts: the token's copy, gate and up, silu(gate), the product, the expert's output. 1 % covers
+    # the router's probabilities and the tokens' indices besides. index_add, by which transformers sums them, keeps its
+    # source as well, though for its shape only (torch 2, derivatives.yaml); fused kernels have no such copy.
+    shape = replace(_TINY_LLAMA, num_experts=4, experts_per_token=top_k)
+    sources = _B * _T * top_k * shape.hidden_size * 2
+    assert _counted(shape) + sources == pytest.approx(_layer_bytes(shape), rel=0.01)
+
+
+def test_keys_and_values_that_are_repeated_for_every_query_head_are_saved_so():
+    # litgpt expands them before the kernel: model.py, CausalSelfAttention, `k = k.expand(*q.shape)`.
+    def repeated(module, query, key, value, attention_mask, **_):
+        key, value = (one.repeat_interleave(module.num_key_value_groups, dim=1) for one in (key, value))
+        found = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return found.transpose(1, 2).contiguous(), None
+
+    ALL_ATTENTION_FUNCTIONS.register("repeated", repeated)
+    shape = replace(_TINY_LLAMA, num_key_value_heads=2)
+    measured = _layer_bytes(shape, "repeated")
+    counted = _counted(shape, replace(PROFILES["transformers-bf16"], repeats_keys=True))
+    assert counted == pytest.approx(measured, rel=0.01)
+    assert counted - _counted(shape) == _B * _T * 2 * (256 - 64) * 2  # keys and values of 8 heads instead of 2
+
+
+class _Lora(torch.nn.Module):
+    """W x + B A dropout(x), W frozen (Hu et al. 2021, section 4.1), with the GPU's dropout, whose mask is a byte."""
+
+    def __init__(self, frozen, rank, dropout):
+        super().__init__()
+        self.frozen, self.dropout = frozen, dropout
+        self.a = torch.nn.Linear(frozen.in_features, rank, bias=False, dtype=torch.bfloat16)
+        self.b = torch.nn.Linear(rank, frozen.out_features, bias=False, dtype=torch.bfloat16)
+
+    def forward(self, x):
+        dropped = torch.native_dropout(x, self.dropout, True)[0] if self.dropout else x
+        return self.frozen(x) + self.b(self.a(dropped))
+
+
+_PROJECTIONS = {
+    "query": ["self_attn.q_proj"], "key": ["self_attn.k_proj"], "value": ["self_attn.v_proj"],
+    "output": ["self_attn.o_proj"], "mlp": ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+}  # fmt: skip
+
+
+def _with_adapters(adapter):
+    def change(model):
+        model.requires_grad_(False)
+        model.enable_input_require_grads()  # as any but the first layer's are
+        for layer in model.model.layers:
+            for target in adapter.targets:
+                for path in _PROJECTIONS[target]:
+                    frozen = layer.get_submodule(path)
+                    layer.set_submodule(path, _Lora(frozen, adapter.rank, adapter.dropout))
+
+    return change
+
+
+_TARGETS = [("query",), ("query", "value"), ("output",), ("mlp",), ("query", "key", "value", "output", "mlp")]
+
+
+@pytest.mark.parametrize("targets", _TARGETS, ids=lambda targets: "+".join(targets))
+def test_a_frozen_layer_with_adapters_saves_what_torch_saves_of_it(targets):
+    # 3 % covers what is left out: an adapter's own r elements a token and, of the norms, their statistics.
+    adapter = Adapter(rank=1, targets=frozenset(targets))
+    measured = _layer_bytes(_TINY_LLAMA, change=_with_adapters(adapter))
+    assert _counted(_TINY_LLAMA, adapter=adapter) == pytest.approx(measured, rel=0.03)
+    assert _counted(_TINY_LLAMA, adapter=adapter) < _counted(_TINY_LLAMA)
+
+
+# With dropout query, key and value share theirs, as in litgpt, whose adapters know them as one matrix.
+_SINGLE = [("query",), ("output",), ("mlp",), ("query", "output", "mlp")]
+
+
+@pytest.mark.parametrize("targets", _SINGLE, ids=lambda targets: "+".join(targets))
+def test_an_adapters_dropout_keeps_a_copy_of_its_input_and_a_mask(targets):
+    adapter = Adapter(rank=1, targets=frozenset(targets), dropout=0.1)
+    measured = _layer_bytes(_TINY_LLAMA, change=_with_adapters(adapter))
+    assert _counted(_TINY_LLAMA, adapter=adapter) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("targets", _TARGETS, ids=lambda targets: "+".join(targets))
+def test_an_adapters_parameters_are_those_of_its_matrices(targets):
+    adapter = Adapter(rank=4, targets=frozenset(targets))
+    shape = replace(_TINY_LLAMA, num_layers=3, num_key_value_heads=2)
+    model = _model(shape, 3, "sdpa")
+    _with_adapters(adapter)(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert adapter.params(shape) == trained
 
 
 @pytest.mark.parametrize("name", PROFILES)
