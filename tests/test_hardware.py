@@ -79,6 +79,9 @@ def test_a_row_is_physically_plausible_and_names_its_sources(row):
         ("b200", 180, 2250, 1745, 8.0, 900),
         ("b300", 288, 2250, 1769, 8.0, 900),
         ("gb200", 186, 2500, 1822, 8.0, 900),
+        ("gb300", 279, 2500, None, 8.0, 900),
+        ("a800-80gb", 80, 312, 271.2, 2.039, 200),
+        ("h800", 80, 989, 794.5, 3.35, 200),
         ("mi250x-gcd", 128 / 2, 383 / 2, None, 3.28 / 2, None),  # a module is two devices
         ("mi300x", 192, 1307.4, 668.4, 5.3, None),
         ("mi325x", 256, 1307.4, 784.9, 6.0, None),
@@ -102,6 +105,56 @@ def test_a_row_has_the_collected_figures(name, memory_gib, tflops, matmul_tflops
 def test_a_row_has_the_measured_fp8_ceiling(name, tflops):
     # stas00/ml-engineering, Maximum Achievable Matmul FLOPS, fp8
     assert ACCELERATORS[name].matmul_flops_fp8 == pytest.approx(tflops * 1e12)
+
+
+@pytest.mark.parametrize(("name", "original"), [("a800-80gb", "a100-80gb"), ("h800", "h100")])
+def test_a_chip_for_export_is_its_original_with_nvlink_at_400_gb_per_s_both_ways(name, original):
+    # NVIDIA A800 datasheet: NVLink 400 GB/s where the A100 has 600; the H800 likewise, where the H100 has 900.
+    row, same = ACCELERATORS[name], {"name", "link", "link_bytes_per_s", "note"}
+    assert row.link_bytes_per_s == 200e9 < ACCELERATORS[original].link_bytes_per_s
+    assert replace(row, **{field: getattr(ACCELERATORS[original], field) for field in same}) == ACCELERATORS[original]
+
+
+def test_a_gb300_is_a_72nd_of_its_rack():
+    # NVIDIA GB300 NVL72 page: 576 TB/s of HBM3e, 720 PFLOP/s fp8 and 360 bf16 with sparsity, 1,080 PFLOP/s dense fp4;
+    # NVLink 130 TB/s both ways; a ConnectX-8 of 800 Gb/s for each GPU. A card shows 284,208 MiB.
+    row = ACCELERATORS["gb300"]
+    assert row.memory_bytes_per_s == pytest.approx(576e12 / 72)
+    assert row.memory_bytes == pytest.approx(284_208 * 2**20, rel=0.01)
+    assert row.peak_flops("bf16") == pytest.approx(360e15 / 2 / 72)
+    assert row.peak_flops("fp8") == pytest.approx(720e15 / 2 / 72)
+    assert row.peak_flops("fp4") == pytest.approx(1080e15 / 72)
+    assert row.link_bytes_per_s == pytest.approx(130e12 / 2 / 72, rel=0.01)
+    assert row.linked_devices == 72
+    assert row.network_bytes_per_s == 100e9
+    assert not row.matmul_is_measured
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        # Measured: stas00/ml-engineering, Maximum Achievable Matmul FLOPS.
+        ("h100", "bf16", 794.5), ("h100", "fp16", 794.5), ("h100", "fp8", 1402.6), ("a100-80gb", "bf16", 271.2),
+        # Nobody did: the share of the peak that 16 bit reaches.
+        ("a100-80gb", "tf32", 156 * 271.2 / 312), ("b200", "fp4", 9000 * 1745 / 2250),
+        ("mi300x", "fp8", 2614.9 * 668.4 / 1307.4),
+        ("gb300", "bf16", 0.8 * 2500), ("gb300", "fp8", 0.8 * 5000),
+        # Without tensor cores, 95 % of the peak: cuBLAS reaches 14.9 of a V100's 15.7 TFLOP/s.
+        ("v100-32gb", "fp32", 14.9), ("a100-80gb", "fp32", 0.95 * 19.5),
+    ],
+)  # fmt: skip
+def test_the_matmul_ceiling_is_measured_or_the_share_of_the_peak_that_16_bit_reaches(name, precision, tflops):
+    assert ACCELERATORS[name].matmul_ceiling(precision) == pytest.approx(tflops * 1e12, rel=0.002)
+
+
+@pytest.mark.parametrize("row", ACCELERATORS.values(), ids=list(ACCELERATORS))
+def test_no_ceiling_is_above_its_peak_and_narrower_matmuls_are_never_slower(row):
+    ceilings = []
+    for precision in ("tf32", "bf16", "fp8", "fp4"):
+        with suppress(InputError):  # the chip has no such rate
+            ceilings.append(row.matmul_ceiling(precision))
+            assert ceilings[-1] <= row.peak_flops(precision)
+    assert ceilings == sorted(ceilings)
 
 
 def test_only_pascal_volta_and_turing_lack_bf16():
