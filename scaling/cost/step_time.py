@@ -28,7 +28,8 @@ class Terms:
     `matmul` is FLOPs over the measured matmul ceiling and the matmuls' own memory traffic, `attention` FLOPs over that
     ceiling, both with recomputation; `memory` and `optimizer` bytes over the memory bandwidth; `link` and `network`
     bytes over the links within and between nodes (a coefficient below 1 is overlap); `layers` milliseconds per layer
-    and micro step, for launches and gathers; `offload` host and PCIe.
+    and micro step, for launches and gathers; `offload` host and PCIe, of the optimizer's states: offloaded activations
+    and parameters are left out, as if they hid behind the arithmetic.
     """
 
     matmul: float
@@ -77,11 +78,9 @@ class TimeEstimate:
     train_days: float
 
 
-def step_time(
-    job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED, coefficients: Terms | None = None
-) -> TimeEstimate:
+def step_time(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> TimeEstimate:
     """The estimate for one optimizer step of `job` by `strategy` on `cluster`."""
-    c = coefficients or coefficients_of(cluster.accelerator)
+    c = coefficients_of(cluster.accelerator)
     ideal = ideal_terms(job, strategy, cluster, profile)
     again = recompute_terms(job, strategy, cluster, profile)
     parts = {  # at the profile's pace

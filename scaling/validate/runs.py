@@ -223,6 +223,8 @@ def _strategy(row: _Row, stack: Stack) -> Strategy:
     split, kind = _sequence_split(row["sp_or_cp"], tp)
     if gpus % (tp * pp * split):
         raise _Skip(f"{gpus} GPUs are not a multiple of tp {tp} x pp {pp} x {split}")
+    if pp > layers:
+        raise _Skip(f"pp {pp} is more than {layers} layers")
     micro, data_parallel = row.whole("micro_batch"), gpus // (tp * pp * split)
     batch, chunks = row.noted("GBS"), row.noted("VP")
     if batch and not row["grad_accum"]:
@@ -233,7 +235,7 @@ def _strategy(row: _Row, stack: Stack) -> Strategy:
     if layers_per_chunk:
         chunks = layers // pp // layers_per_chunk
     offload = row["offload"]
-    return Strategy(
+    strategy = Strategy(
         zero_stage=_zero_stage(row),
         offload_optimizer="cpu" if "optimizer cpu" in offload else "none",
         offload_param="cpu" if "param" in offload else "none",
@@ -253,6 +255,11 @@ def _strategy(row: _Row, stack: Stack) -> Strategy:
         reduce_bucket_size=500_000_000,
         allgather_bucket_size=500_000_000,
     )
+    if strategy.shards * tp % strategy.expert_split:
+        raise _Skip(
+            f"{strategy.shards * tp} ranks of a stage are not a multiple of {strategy.expert_split} for experts"
+        )
+    return strategy
 
 
 def _checkpointing(text: str) -> Checkpointing:
@@ -411,14 +418,14 @@ def _cluster(row: _Row) -> Cluster:
     if row["gpu_mem_gib"]:
         size = int(row.number("gpu_mem_gib") * GIB)
         accelerator = replace(accelerator, memory_bytes=size, reported_memory_bytes=None)
-    per_node = min(gpus, accelerator.gpus_per_node)
+    per_node = gpus if gpus <= accelerator.gpus_per_node else math.gcd(gpus, accelerator.gpus_per_node)
     ports = re.search(r"(\d+)x(\d+)Gb RoCE", row["notes"])
     if ports:
         node_bytes_per_s = int(ports[1]) * int(ports[2]) * 1e9 / BITS_PER_BYTE
         accelerator = replace(accelerator, network_bytes_per_s=node_bytes_per_s / per_node)
     return Cluster(
         accelerator=accelerator,
-        num_nodes=max(1, gpus // per_node),
+        num_nodes=gpus // per_node,
         gpus_per_node=per_node,
         host_memory_bytes=ASSUMED_HOST_MEMORY_BYTES,
     )

@@ -98,6 +98,11 @@ def test_a_quantity_that_is_no_positive_number_is_a_reason_that_names_it(reason,
         ({"heads": "33"}, "num_attention_heads"),
         ({"gpus": "12", "tp": "8"}, "12 GPUs are not a multiple of tp 8"),
         ({"gpus": "8", "tp": "2", "pp": "2", "sp_or_cp": "cp4"}, "8 GPUs are not a multiple of tp 2 x pp 2 x 4"),
+        ({"pp": "64", "gpus": "64"}, "pp 64 is more than 32 layers"),
+        (
+            {"id": "mcore-1", "notes": "num-experts=16 expert-model-parallel-size=16"},
+            "not a multiple of 16 for experts",
+        ),
         ({"sharding": ""}, "sharding is not given"),
         ({"sharding": "gemini"}, "sharding is 'gemini'"),
         ({"act_ckpt": ""}, "act_ckpt is not given"),
@@ -612,6 +617,12 @@ def test_a_gpu_is_known_by_the_longest_name_that_its_own_begins_with(read, text,
     assert run.cluster.accelerator.name == name
     assert (run.ran is None) == (name == UNKNOWN_GPU)
     assert run.gpu == text
+
+
+@pytest.mark.parametrize(("gpus", "nodes", "per_node"), [("4", 1, 4), ("8", 1, 8), ("12", 3, 4), ("64", 8, 8)])
+def test_a_cluster_has_as_many_gpus_as_its_row(read, gpus, nodes, per_node):
+    cluster = read(gpus=gpus).cluster
+    assert (cluster.num_nodes, cluster.gpus_per_node, cluster.world_size) == (nodes, per_node, int(gpus))
 
 
 def test_the_memory_that_a_row_gives_is_its_gpus(read):
