@@ -249,11 +249,12 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
     """Memory traffic of one layer for a token, forward and backward, matmuls' own apart.
 
     Every saved element is written and read forward, read and its gradient written backward (and the first two once
-    more where the forward is made again). Casting to 8 bits or fewer reads each matmul's input and output gradient once
-    more and writes a byte.
+    more where the forward is made again, be it all of it or what lies between the matmuls). Casting to 8 bits or fewer
+    reads each matmul's input and output gradient once more and writes a byte.
     """
     shape, tp = job.shape, strategy.tensor_parallel_size
-    accesses = 6 if strategy.activation_checkpointing == "full" else 4
+    choice = strategy.activation_checkpointing
+    accesses = 6 if choice == "full" or (choice == "selective" and profile.selective == "matmuls") else 4
     untiled = replace(job, tiled_mlp=False) if job.tiled_mlp else job  # tile by tile, but all of it
     cut, uncut = layer_saved_elements(untiled, profile)
     uncut_by = tp if strategy.tensor_parallel_sequences else 1

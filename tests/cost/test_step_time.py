@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scaling.cost import Job, step_time
+from scaling.cost.activations import layer_saved_elements
 from scaling.cost.job import Adapter, AdapterTarget, Optimizer
 from scaling.cost.profile import DEEPSPEED, PROFILES
 from scaling.cost.step_time import (
@@ -461,6 +462,23 @@ def test_selective_recomputation_repeats_what_its_stack_does_not_keep(estimate):
     # second, fourth and sixth are made again, D x (1024 + 4096 + 14,336) of D x (2 x 4096 + 2 x 1024 + 3 x 14,336).
     matrices, scores = repeated_forward(job, strategy, PROFILES["torchtitan"])
     assert (matrices, scores) == (pytest.approx((1024 + 4096 + 14_336) / (10_240 + 3 * 14_336)), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("profile", "checkpointing", "accesses"),
+    [
+        ("torchtitan", "none", 4), ("torchtitan", "selective", 6), ("torchtitan", "full", 6),
+        ("megatron-core", "none", 4), ("megatron-core", "selective", 4), ("megatron-core", "full", 6),
+    ],
+)  # fmt: skip
+def test_what_is_made_again_is_written_and_read_again(estimate, profile, checkpointing, accesses):
+    # torchtitan keeps matmuls' outputs only, so norms and activations run again; Megatron keeps all but the scores.
+    job, strategy, _ = estimate(
+        shape=_LLAMA_3_8B, zero_stage=3, micro_batch_size=1, gradient_accumulation_steps=1,
+        activation_checkpointing=checkpointing,
+    )  # fmt: skip
+    elements = sum(layer_saved_elements(job, PROFILES[profile]))
+    assert moved_bytes_per_token(job, strategy, PROFILES[profile]) == pytest.approx(accesses * elements * 2)
 
 
 def test_frozen_weights_do_two_thirds_of_the_model_flops(estimate):
