@@ -26,7 +26,8 @@ def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float,
     norms = 4 * D * (profile.rms_uncut if shape.family == "llama" else 1.0)
     adapters = 0.0
     if adapter is not None:  # query, key and value share an input, and a dropout, as litgpt's one matrix of them has it
-        of_attention, of_mlp = bool(adapter.targets - {"output", "mlp"}), "mlp" in adapter.targets
+        of_attention = bool(adapter.targets - {"output", "mlp"})
+        of_mlp = shape.experts_per_token if "mlp" in adapter.targets else 0
         norms, mlp = norms / 2, mlp - F
         if adapter.dropout:  # each adapter keeps a dropped copy of its input and the mask, a byte
             inputs = D * of_attention + shape.query_size * ("output" in adapter.targets)

@@ -14,7 +14,10 @@ AdapterTarget = Literal["query", "key", "value", "output", "mlp"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Low-rank adapters beside frozen matrices (LoRA, Hu et al. 2021): of each target, r (inputs + outputs) train."""
+    """Low-rank adapters beside frozen matrices (LoRA, Hu et al. 2021): of each target, r (inputs + outputs) train.
+
+    Every expert of a mixture has its own.
+    """
 
     rank: int
     targets: frozenset[AdapterTarget]
@@ -26,7 +29,7 @@ class Adapter:
         outputs = {"query": shape.query_size, "key": shape.key_value_size, "value": shape.key_value_size}
         sides = sum(D + size for name, size in outputs.items() if name in self.targets)
         sides += (shape.query_size + D) * ("output" in self.targets)
-        sides += (D + F) * (3 if shape.gated_mlp else 2) * ("mlp" in self.targets)
+        sides += (D + F) * (3 if shape.gated_mlp else 2) * shape.num_experts * ("mlp" in self.targets)
         return shape.num_layers * self.rank * sides
 
 

@@ -479,6 +479,11 @@ def test_what_is_frozen_is_parameters_and_nothing_more(profile, frozen, trained,
     assert sum(states) == pytest.approx(expected, rel=1e-6)
 
 
+def test_every_expert_has_its_own_adapters():
+    # Mixtral: 32 layers of 8 experts, three matrices of 4096 x 14,336 each.
+    assert Adapter(rank=4, targets=frozenset({"mlp"})).params(_MIXTRAL) == 32 * 8 * 3 * 4 * (4096 + 14_336)
+
+
 def test_no_bucket_is_kept_for_a_gradient_that_there_is_not(cluster_like):
     # torch's DistributedDataParallel buckets "parameters that require gradients" (torch/nn/parallel/distributed.py).
     def buffers(adapter, profile):
