@@ -15,6 +15,7 @@ from scaling.cost.model_states import (
     element_bytes,
     held_parameters,
     keeps_gradients,
+    layer_held,
     model_states,
     moments_bytes,
 )
@@ -162,8 +163,8 @@ def communication_buffers(job: Job, strategy: Strategy, trained: Held, profile: 
     if not profile.buckets:
         gathered = 0.0
         if strategy.zero_stage == 3:
-            gathered = profile.gathered_layers * shape.layer_params + 2 * shape.vocab_size * shape.hidden_size
-            gathered /= strategy.tensor_parallel_size
+            ends = 2 * shape.vocab_size * shape.hidden_size / strategy.tensor_parallel_size
+            gathered = profile.gathered_layers * layer_held(shape, strategy).total + ends
         elif strategy.zero_stage == 0 and strategy.shards > 1 and not profile.standing_gradients:
             gathered = trained.total  # DistributedDataParallel's buckets: every gradient
         return profile.constant_bytes + int(gathered * width)

@@ -32,25 +32,28 @@ class Held(NamedTuple):
         return self.dense / strategy.shards + self.experts / strategy.expert_shards
 
 
+def layer_held(shape: Shape, strategy: Strategy) -> Held:
+    """Parameters of one layer on one rank before ZeRO, cut by tensor and expert parallelism."""
+    experts = shape.num_experts * shape.expert_params if shape.num_experts > 1 else 0
+    matrices, uncut = shape.layer_matmul_params - experts, shape.layer_params - shape.layer_matmul_params
+    return Held(matrices / strategy.tensor_parallel_size + uncut, experts / strategy.expert_split)
+
+
 def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Held:
     """Parameters of one rank before ZeRO: its pipeline stage, cut by tensor and expert parallelism.
 
     Of a pipeline the first rank has the embeddings and the last the head; a tied head is a second copy there.
     """
     tp, pp = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
-    layers, parts = layers_per_rank(shape, strategy), dict(shape.params_by_part)
-    expert_params = shape.num_experts * shape.expert_params if shape.num_experts > 1 else 0
+    layers, layer, parts = layers_per_rank(shape, strategy), layer_held(shape, strategy), dict(shape.params_by_part)
     del parts["layers"]
-    matrices = shape.layer_matmul_params - expert_params
-    uncut = shape.layer_params - shape.layer_matmul_params
-    experts = layers * expert_params / strategy.expert_split
     embedding, head = parts.pop("token_embedding"), parts.pop("head", 0)
     ends = {name: parts.pop(name, 0) for name in ("final_norm", "mlm_head")}  # the rest comes before the first layer
     first, last = embedding / tp + sum(parts.values()), head / tp + sum(ends.values())
     if pp > 1:
         last += 0 if head else embedding / tp
         first, last = (0, last) if rank == "last" else (first, 0)
-    return Held(layers * (matrices / tp + uncut) + first + last, experts)
+    return Held(layers * layer.dense + first + last, layers * layer.experts)
 
 
 def held_parameters(job: Job, strategy: Strategy, rank: Rank = "any") -> tuple[Held, Held]:

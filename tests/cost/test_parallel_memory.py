@@ -517,6 +517,17 @@ def test_experts_are_cut_by_expert_parallelism_and_sharded_over_those_that_hold_
     assert held.sharded(strategy) == pytest.approx(_MIXTRAL.num_params / 64, rel=5e-4)
 
 
+@pytest.mark.parametrize(("expert_parallel_size", "experts"), [(1, 8), (8, 1)])
+def test_a_sharded_model_gathers_the_experts_that_a_rank_computes_with(cluster_like, expert_parallel_size, experts):
+    # Two layers and both ends of the vocabulary in 16 bit: FSDP prefetches a layer while another is at work.
+    strategy = _strategy(zero_stage=3, data_parallel_size=8, expert_parallel_size=expert_parallel_size)
+    found = memory(_job(_MIXTRAL, fused_loss=True), strategy, cluster_like(), PROFILES["torchtitan"])
+    assert found.peak_moment == "backward"
+    attention, router = 2 * 4096 * (4096 + 1024), 8 * 4096 + 2 * 4096
+    layer = attention + router + experts * 3 * 4096 * 14_336
+    assert found.buffers_bytes == 2 * (2 * layer + 2 * 32_000 * 4096)
+
+
 def test_one_rank_holds_all_experts_and_counts_them_once():
     assert parameters_held(_MIXTRAL, _strategy()).total == _MIXTRAL.num_params == 46_702_792_704
 
