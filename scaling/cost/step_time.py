@@ -52,8 +52,11 @@ _FITTED = {
     "h100": Terms(matmul=1.05, attention=4.39, **_SHARED),
 }
 _UNFITTED = Terms(matmul=1.02, attention=2.9, **_SHARED)
-# Chips with other links or memory: the same kernels at the same distance from their ceiling.
-_CHIP_OF = {"a800-80gb": "a100-80gb", "h800": "h100", "h200": "h100", "gh200": "h100", "gh200-144gb": "h100"}
+# The same chips with other links, memory or power: the same kernels at the same distance from their ceiling.
+_CHIP_OF = {
+    "a100-40gb-pcie": "a100-40gb", "a100-80gb-pcie": "a100-80gb", "a800-80gb": "a100-80gb", "h100-pcie": "h100",
+    "h100-nvl": "h100", "h800": "h100", "h200": "h100", "gh200": "h100", "gh200-144gb": "h100",
+}  # fmt: skip
 # A CPU's 16-bit elementwise kernels stay far below a plain copy, and a layer costs Python and hooks: docs/log.md.
 _CPU = Terms(matmul=1.1, attention=1.6, memory=4.5, optimizer=4.5, link=1.0, network=1.0, layers=1.5)
 

@@ -504,15 +504,20 @@ def test_mfu_is_over_the_peak_of_the_precision_that_the_matmuls_run_in(estimate,
 
 
 @pytest.mark.parametrize(
-    ("fast", "slow"), [("a100-80gb", "a800-80gb"), ("h100", "h800"), ("h200", "h100"), ("gh200", "h100")]
-)
-def test_the_same_chip_with_slower_links_or_memory_is_never_the_faster(estimate, fast, slow):
-    # An H800 is an H100 with half of its NVLink, an H200 one with faster memory.
-    for nodes, stage in ((1, 3), (4, 2)):
+    ("fast", "slow"),
+    [
+        ("a100-80gb", "a800-80gb"), ("a100-80gb", "a100-80gb-pcie"), ("a100-40gb", "a100-40gb-pcie"), ("h100", "h800"),
+        ("h100", "h100-pcie"), ("h200", "h100"), ("gh200", "h100"),
+    ],
+)  # fmt: skip
+def test_the_same_chip_with_less_power_or_slower_links_or_memory_is_never_the_faster(estimate, fast, slow):
+    # An H800 is an H100 with half of its NVLink, an H200 one with faster memory. Short sequences, all matmuls, and long
+    # ones, all attention.
+    for nodes, stage, seq_length in ((1, 3, 2048), (4, 2, 8192), (1, 3, 262_144)):
         seconds = [
             estimate(
                 shape=_LLAMA_3_8B, gpu=gpu, nodes=nodes, gpus=4 if "gh200" in fast else 8, zero_stage=stage,
-                micro_batch_size=2, gradient_accumulation_steps=2,
+                micro_batch_size=2, gradient_accumulation_steps=2, seq_length=seq_length,
                 row={"network_bytes_per_s": ACCELERATORS[slow].network_bytes_per_s},
             )[2].step_s
             for gpu in (fast, slow)
