@@ -176,12 +176,10 @@ def _run(row: _Row, run_id: str, other: Stack | None) -> Run:
     # A peak hangs on how activations were kept and states were sharded, a verdict on the GPU's memory, too.
     open_peak = any("nothing is said of memory" in text for text in row.assumptions)
     open_verdict = open_peak or any("no verdict" in text for text in row.assumptions)
-    if "deterministic" in row["notes"] and row["tokens_per_s_per_gpu"]:
-        row.assumptions.append("its speed is a deterministic mode's, not a training run's: not compared")
-        row["tokens_per_s_per_gpu"] = ""
     peak, speed = row["measured_peak_gib"], row["tokens_per_s_per_gpu"]
-    if speed:
-        cluster.accelerator.peak_flops(job.matmul_precision or job.precision)  # or the reason why nothing can be timed
+    untimed = _untimed(row, job, cluster.accelerator)
+    if speed and untimed:
+        row.assumptions.append(f"its speed is not compared: {untimed}")
     return Run(
         id=run_id,
         stack=profile.name,
@@ -194,9 +192,22 @@ def _run(row: _Row, run_id: str, other: Stack | None) -> Run:
         measured_peak_bytes=row.number("measured_peak_gib") * GIB if peak and not open_peak else None,
         peak_kind=_peak_kind(row["notes"], stack),
         ran=None if open_verdict else {"yes": True, "no": False}.get(row["fits"]),
-        tokens_per_second=row.number("tokens_per_s_per_gpu") * row.whole("gpus") if speed else None,
+        tokens_per_second=row.number("tokens_per_s_per_gpu") * row.whole("gpus") if speed and not untimed else None,
         assumptions=tuple(row.assumptions),
     )
+
+
+def _untimed(row: _Row, job: Job, accelerator: Accelerator) -> str:
+    """Why a row's speed is none of a training run on a GPU that the estimate knows; empty where it is one."""
+    if "deterministic" in row["notes"]:
+        return "it is a deterministic mode's, not a training run's"
+    if accelerator.name == UNKNOWN_GPU:
+        return f"gpu {row['gpu_type']!r} is not known"
+    try:
+        accelerator.peak_flops(job.matmul_precision or job.precision)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _profile(row: _Row, stack: Stack) -> Profile:

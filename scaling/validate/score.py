@@ -10,7 +10,7 @@ from scaling import cost
 from scaling.units import GIB
 from scaling.validate.fit import left_out_errors
 from scaling.validate.predict import predicted_speed, relative_error
-from scaling.validate.runs import UNKNOWN_GPU, Run, Skipped
+from scaling.validate.runs import Run, Skipped
 
 _LARGE_BYTES = 5 * GIB
 
@@ -27,7 +27,7 @@ def score(runs: Sequence[Run], skipped: Sequence[Skipped], *, calibrated: bool =
     for stack in stacks:
         own = [run for run in peaks if run.stack == stack]
         errors |= left_out_errors(own) if calibrated else {run.id: relative_error(run) for run in own}
-    speeds = [run for run in runs if run.tokens_per_second is not None and timed(run)]
+    speeds = [run for run in runs if run.tokens_per_second is not None]
     time_errors = speed_errors(speeds, calibrated=calibrated)
     return {
         "calibrated": calibrated,
@@ -53,11 +53,6 @@ def score(runs: Sequence[Run], skipped: Sequence[Skipped], *, calibrated: bool =
         ],
         "skipped": [{"id": row.id, "reason": row.reason} for row in skipped],
     }
-
-
-def timed(run: Run) -> bool:
-    """Whether a run's speed can be predicted: its GPU is known."""
-    return run.cluster.accelerator.name != UNKNOWN_GPU
 
 
 def speed_errors(runs: Sequence[Run], *, calibrated: bool) -> dict[str, float]:
