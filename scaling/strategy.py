@@ -8,7 +8,12 @@ from scaling.shape import Shape
 Offload = Literal["none", "cpu"]
 Checkpointing = Literal["none", "selective", "full"]
 SequenceParallelism = Literal["ulysses", "ring"]
+LossKernel = Literal["full", "chunked"]
 Rank = Literal["first", "last", "any"]  # of a pipeline
+
+# Tokens whose logits a chunked loss holds at once: enough that adding up the head's gradient in fp32, 10 bytes for
+# 4,096 FLOPs, stays a small part of it.
+LOSS_CHUNK_TOKENS = 2048
 
 _LARGEST_BUCKET = 100_000_000  # elements: 0.2 GB in 16 bit, far beyond what saturates NVLink or a 400 Gb/s network
 _SMALLEST_BUCKET = 65_536
@@ -24,6 +29,7 @@ class Strategy:
     2022). `expert_parallel_size` ranks of those that share no data hold different experts, each expert cut by
     `expert_tensor_parallel_size` (None: as everything else is). `virtual_pipeline_size` is the chunks of layers per
     pipeline rank (Narayanan et al. 2021). `offload_activations` moves what waits for the backward to the host.
+    A "chunked" loss has the logits of LOSS_CHUNK_TOKENS tokens at a time, and makes their gradient at once.
     `reduce_bucket_size` and `allgather_bucket_size` are elements; the first is also ZeRO-3's prefetch bound.
     """
 
@@ -43,6 +49,7 @@ class Strategy:
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: Checkpointing
+    loss_kernel: LossKernel = "full"
     reduce_bucket_size: int
     allgather_bucket_size: int
 

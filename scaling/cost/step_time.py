@@ -8,12 +8,18 @@ Alphabet: T sequence, D hidden, L layers, W data-parallel ranks.
 
 from dataclasses import dataclass, fields
 
-from scaling.cost.activations import layer_saved_elements, loss_bytes, scores_bytes_per_token
+from scaling.cost.activations import (
+    chunks_loss,
+    layer_saved_elements,
+    logit_bytes,
+    loss_tokens,
+    scores_bytes_per_token,
+)
 from scaling.cost.job import Job
-from scaling.cost.model_states import element_bytes, held_parameters
+from scaling.cost.model_states import FP32_BYTES, element_bytes, held_parameters
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
-from scaling.strategy import Strategy, layers_per_rank
+from scaling.strategy import LOSS_CHUNK_TOKENS, Strategy, layers_per_rank
 from scaling.units import SECONDS_PER_DAY
 
 # Assumed: host bandwidth of a two-socket node that the CPU optimizer shares, and PCIe 4.0 x16 one way per GPU.
@@ -125,7 +131,7 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     matmul = (2 if job.adapter else 3) * weights + head_s(job, strategy, gpu)
     attention = (3 if eager else 3.5) * scores
     again = recompute_terms(job, strategy, cluster)
-    moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + 3 * loss_bytes(job, strategy, profile)
+    moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + loss_traffic_bytes(job, strategy, profile)
     # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
     # host, a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
     _, trained = held_parameters(job, strategy)
@@ -233,6 +239,22 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
         inputs = 2 * shape.hidden_size + shape.query_size + shape.intermediate_size
         gradients = inputs + 2 * shape.key_value_size + (shape.intermediate_size if shape.gated_mlp else 0)
         moved += 3 * (inputs + gradients) / tp
+    return moved
+
+
+def loss_traffic_bytes(job: Job, strategy: Strategy, profile: Profile) -> float:
+    """Memory traffic of a micro step's loss: what it keeps of each logit, written and read, and read once more.
+
+    A fused loss keeps its tiles on the chip. A chunked one adds each chunk's gradient of the head to the sum in fp32.
+    """
+    if job.fused_loss:
+        return 0.0
+    tokens, head = loss_tokens(job, strategy), job.shape.vocab_size / strategy.tensor_parallel_size
+    moved = 3 * tokens * head * logit_bytes(job, profile)
+    if chunks_loss(job, strategy):
+        moved += (
+            tokens / LOSS_CHUNK_TOKENS * head * job.shape.hidden_size * (2 * FP32_BYTES + element_bytes(job.precision))
+        )
     return moved
 
 

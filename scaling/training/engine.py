@@ -8,15 +8,16 @@ from torch import nn
 
 from scaling import models
 from scaling.recipe import Recipe
+from scaling.strategy import Strategy
 
 
-def make_engine(recipe: Recipe, config: dict[str, Any], *, checkpoint_activations: bool) -> Any:
+def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> Any:
     """A DeepSpeedEngine around the recipe's model and loss; `config` comes from ds_config.reconcile."""
     model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed)
-    if checkpoint_activations:
+    if strategy.activation_checkpointing == "full":
         # Non-reentrant: the reentrant form loses gradients of inputs that do not require them.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    wrapped = models.WithLoss(model)
+    wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     engine, *_ = deepspeed.initialize(
         model=wrapped,
         model_parameters=parameter_groups(wrapped, recipe.optimizer.weight_decay),
