@@ -32,6 +32,8 @@ def llm_analysis() -> Peer:
 
     def predict(run: Run) -> float | None:
         job, strategy, shape = run.job, run.strategy, run.job.shape
+        if job.adapter or job.step_in_backward or job.tiled_mlp or strategy.offload_activations:
+            return None
         bits = 32 if job.precision == "fp32" else 16
         recompute = {"none": "NONE", "selective": "SELECTIVE", "full": "FULL"}[strategy.activation_checkpointing]
         model = ModelConfig(
@@ -71,6 +73,8 @@ def deepspeed_estimator() -> Peer:
 
     def predict(run: Run) -> float | None:
         strategy, cluster, shape = run.strategy, run.cluster, run.job.shape
+        if run.job.adapter:
+            return None
         offload = strategy.offload_optimizer == "cpu"
         if strategy.zero_stage == 2:
             return float(zero2(shape.num_params, cluster.gpus_per_node, cluster.num_nodes, cpu_offload=offload)[1])
