@@ -43,9 +43,10 @@ _CPU_CONTEXT_BYTES = int(0.45 * GIB)
 class MemoryEstimate:
     """One rank's memory at its peak, in bytes; the items sum to `peak_allocated_bytes`.
 
-    `peak_moment` names the moment and `moments` holds the total at each: "loss" (logits beside all saved
-    activations), "backward" (the last layer's working set beside them), "gradients" (the end of the backward, every
-    gradient there) and "optimizer_step".
+    `peak_moment` names the moment and `moments` holds the total at each: "init" (the states, and the parameter that is
+    being sharded), "loss" (logits beside all saved activations), "backward" (the last layer's working set beside them),
+    "gradients" (the end of the backward, every gradient there), "optimizer_step" and "save" (the states: each rank
+    writes its own).
     A GPU process takes `peak_reserved_bytes + context_bytes`; it fits within `usable_bytes`.
     """
 
@@ -114,10 +115,12 @@ def memory(
     logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
     buffers = communication_buffers(shape, strategy, precision, profile)
     moments = {  # gradients, activations, logits, buffers
+        "init": (0, 0, 0, shape.vocab_size * shape.hidden_size * element_bytes(precision)),
         "loss": (standing, saved, logits, buffers),
         "backward": (standing, saved + remade + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
         "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, precision, profile)),
+        "save": (standing, 0, 0, 0),
     }
     moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
     gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts
