@@ -39,6 +39,10 @@ class Strategy:
     allgather_bucket_size: int
 
     @property
+    def world_size(self) -> int:
+        return self.data_parallel_size * self.model_parallel_size * self.sequence_parallel_size
+
+    @property
     def global_batch_size(self) -> int:
         return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
 

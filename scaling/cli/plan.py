@@ -32,7 +32,16 @@ def plan(
     optimizer: Annotated[str | None, typer.Option(help="adamw.")] = None,
     max_model: Annotated[bool, typer.Option("--max-model", help="Find the largest GPT that fits.")] = False,
     min_gpus: Annotated[bool, typer.Option("--min-gpus", help="Find the fewest GPUs that hold the model.")] = False,
-    objective: Annotated[str, typer.Option(help="What counts: time or memory.")] = "time",
+    price: Annotated[
+        float | None, typer.Option(help="What a GPU-hour costs, in any currency: adds the cost of the run.")
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What counts: time, memory, or cost: the fewest GPU-hours for the whole run, on 1, 2, 4, ... GPUs of "
+            "a node, then whole nodes, doubling, up to those given."
+        ),
+    ] = "time",
     pin: Annotated[list[str] | None, typer.Option(help="A field that must hold, such as zero_stage=2.")] = None,
     forbid: Annotated[
         list[str] | None,
@@ -63,6 +72,8 @@ def plan(
     hosts = parse_hostfile(hostfile) if hostfile else None
     rows = hardware.known_accelerators(hardware_file) if hardware_file else None
     cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None, rows=rows)
+    if price is not None:
+        cluster = hardware.priced(cluster, price)
     steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid or ())
     known = load_profile(profile) if profile else DEEPSPEED
     asked = dict(
@@ -74,8 +85,11 @@ def plan(
         everything = [*assumptions, *said]
         return search(what, on, assumptions=everything, top=top, profile=known, steering=steering)
 
+    sizes: tuple[Plan, ...] = ()
+    if steering.objective == "cost":
+        _exclude("objective", "cost", max_model=max_model, min_gpus=min_gpus)
     if max_model:
-        _exclude("max_model", recipe=recipe, params=params, model=model, min_gpus=min_gpus or None)
+        _exclude("max_model", True, recipe=recipe, params=params, model=model, min_gpus=min_gpus)
 
         def of_size(num_params: int) -> "Plan":
             what, said = _recipe(None, cluster, **{**asked, "params": str(num_params)})
@@ -86,6 +100,8 @@ def plan(
         what, said = _recipe(recipe, cluster, **asked)
         if min_gpus:
             answer = reverse.fewest_gpus(what, cluster, lambda what, on: planned(what, on, said))
+        elif steering.objective == "cost":
+            answer, sizes = reverse.cheapest(what, cluster, lambda what, on: planned(what, on, said))
         else:
             answer = planned(what, cluster, said)
     what, cluster = answer.recipe, answer.cluster
@@ -95,19 +111,23 @@ def plan(
     if answer.fits and (out or not as_json):
         bundle.write(answer, folder)
     if as_json:
-        print(json.dumps(bundle.document(answer, folder), indent=2))
+        considered = {"sizes": [bundle.summary(size) for size in sizes]} if sizes else {}
+        print(json.dumps(bundle.document(answer, folder) | considered, indent=2))
     else:
-        _show(answer, folder, explain=explain)
+        _show(answer, folder, sizes, explain=explain)
     if not answer.fits:
         raise typer.Exit(1)
 
 
-def _exclude(flag: str, **others: Any) -> None:
+def _exclude(field: str, value: object, **others: Any) -> None:
+    """Raises InputError where a flag of `others` was given beside `field`."""
     from scaling.errors import InputError
 
-    for name, value in others.items():
-        if value is not None:
-            raise InputError(flag, name, "is a flag that it excludes", hint=f"give --{flag.replace('_', '-')} alone")
+    for name, other in others.items():
+        if other:
+            raise InputError(
+                field, value, f"and --{name.replace('_', '-')} exclude each other", hint="give one of the two"
+            )
 
 
 def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, list[str]]":
@@ -125,13 +145,14 @@ def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, lis
     return request.overridden(recipe.load(path), **asked)
 
 
-def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
+def _show(plan: "Plan", folder: Path, sizes: "tuple[Plan, ...]", *, explain: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from scaling.launch import bundle
+    from scaling.plan import TIE_FRACTION
     from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_duration
 
     console = Console(highlight=False, emoji=False, soft_wrap=True)
@@ -150,6 +171,7 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
         rows += [
             ("speed", f"{speed}, MFU {time.mfu_fraction:.0%}"),
             ("training", f"{total}: {format_duration(time.train_days * SECONDS_PER_DAY)}"),
+            ("cost", _cost(plan)),
         ]
     for name, text in rows:
         console.print(f"[bold]{name:<9}[/]{text}")
@@ -157,6 +179,10 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
     of = "" if plan.fits else f" of the closest, {plan.strategy}"
     console.print(memory_table(memory, f"memory per rank{of}"))
 
+    if sizes:
+        console.print(
+            sizes_table(sizes, f"sizes: the fewest GPU-hours win, of those within {TIE_FRACTION:.0%} the soonest done")
+        )
     if plan.alternatives:
         table = Table(title="alternatives that fit", title_justify="left", box=box.SIMPLE)
         for column in ("strategy", "process", "tokens/s"):
@@ -179,6 +205,38 @@ def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
         console.print("[bold]what would do[/]")
         for remedy in plan.remedies:
             console.print(f"  {escape(remedy)}")
+
+
+def _cost(plan: "Plan") -> str:
+    """ "2,350 GPU-hours, at 2.5 an hour 5,875"."""
+    hours, price = f"{_amount(plan.chosen.gpu_hours)} GPU-hours", plan.cluster.accelerator.price_per_hour
+    return hours if plan.cost is None else f"{hours}, at {price:g} an hour {_amount(plan.cost)}"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def sizes_table(plans: "tuple[Plan, ...]", title: str) -> "Table":
+    """The plan of each size of a cluster, a line each."""
+    from rich import box
+    from rich.table import Table
+
+    from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_duration
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for column in ("cluster", "strategy", "process", "tokens/s", "training", "GPU-hours", "cost"):
+        table.add_column(column, justify="left" if column in ("cluster", "strategy") else "right")
+    for plan in plans:
+        process, time = format_bytes(plan.chosen.memory.total_bytes), plan.chosen.time
+        if not plan.fits:
+            table.add_row(str(plan.cluster), "does not fit", process, *4 * ["-"])
+            continue
+        cost = "-" if plan.cost is None else _amount(plan.cost)
+        training = format_duration(time.train_days * SECONDS_PER_DAY)
+        figures = (process, format_count(time.tokens_per_second), training, _amount(plan.chosen.gpu_hours), cost)
+        table.add_row(str(plan.cluster), str(plan.strategy), *figures)
+    return table
 
 
 def memory_table(memory: "MemoryEstimate", title: str) -> "Table":

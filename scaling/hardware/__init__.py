@@ -8,6 +8,7 @@ from scaling.hardware.cluster import (
     Cluster,
     cluster_of,
     find_accelerator,
+    priced,
 )
 from scaling.hardware.machine import detected_gpus, host_memory_bytes, measured_cpu
 from scaling.hardware.table import ACCELERATORS
@@ -32,4 +33,5 @@ __all__ = [
     "known_accelerators",
     "load_user_rows",
     "measured_cpu",
+    "priced",
 ]

@@ -13,6 +13,7 @@ from scaling.units import GIB
 DEFAULT_ACCELERATOR, DEFAULT_NUM_GPUS = "a100-80gb", 8
 # What a node of such GPUs usually has (DGX A100: 1 or 2 TB); the planner says that it assumed it.
 ASSUMED_HOST_MEMORY_BYTES = 1024 * GIB
+_HIGHEST_PRICE = 1e6  # of a GPU-hour: not even in the smallest currency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,13 @@ def find_accelerator(name: str, *, cpu_ranks: int = 1, rows: Mapping[str, Accele
     if key not in rows:
         raise InputError("gpu", name, "is not a known accelerator", hint=did_you_mean(key, [*rows, "cpu"]))
     return rows[key]
+
+
+def priced(cluster: Cluster, price_per_hour: float) -> Cluster:
+    """`cluster` at a price per device and hour, in any currency. Raises InputError naming --price."""
+    if not 0 < price_per_hour < _HIGHEST_PRICE:
+        raise InputError("price", price_per_hour, "is not a price of a GPU-hour", hint="write a number such as 2.5")
+    return replace(cluster, accelerator=replace(cluster.accelerator, price_per_hour=price_per_hour))
 
 
 def cluster_of(

@@ -6,6 +6,10 @@ from scaling.cost import MemoryEstimate, TimeEstimate
 from scaling.hardware import Cluster
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
+from scaling.units import HOURS_PER_DAY
+
+# Times this close are as good as equal, the estimate being no better: something else decides among them.
+TIE_FRACTION = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +19,11 @@ class Candidate:
     strategy: Strategy
     memory: MemoryEstimate
     time: TimeEstimate
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the whole run: devices x hours."""
+        return self.strategy.world_size * self.time.train_days * HOURS_PER_DAY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +53,9 @@ class Plan:
     @property
     def strategy(self) -> Strategy:
         return self.chosen.strategy
+
+    @property
+    def cost(self) -> float | None:
+        """Of the whole run, in the currency of the accelerator's price; None without one."""
+        price = self.cluster.accelerator.price_per_hour
+        return None if price is None else price * self.chosen.gpu_hours

@@ -15,15 +15,13 @@ from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
 from scaling.plan.layouts import Layout, illegal, layouts
-from scaling.plan.plan import Candidate, Plan, Rejection
+from scaling.plan.plan import TIE_FRACTION, Candidate, Plan, Rejection
 from scaling.plan.steering import FREE, Steering
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy, bucket_size, family_name
 from scaling.units import format_bytes, format_duration
 
 _LARGEST_MICRO_BATCH = 512
-# Among strategies this close to the fastest, the simplest and smallest wins: the estimate is not better than that.
-_TIE_FRACTION = 0.02
 
 
 def search(
@@ -126,7 +124,7 @@ def _best(candidates: list[Candidate], steering: Steering) -> Candidate:
     if steering.objective == "memory":
         return min(candidates, key=lambda candidate: (candidate.memory.total_bytes, candidate.time.step_s))
     fastest = min(candidate.time.step_s for candidate in candidates)
-    tied = [candidate for candidate in candidates if candidate.time.step_s <= fastest * (1 + _TIE_FRACTION)]
+    tied = [candidate for candidate in candidates if candidate.time.step_s <= fastest * (1 + TIE_FRACTION)]
     return min(
         tied,
         key=lambda candidate: (
@@ -163,9 +161,9 @@ def _slower(other: Candidate, chosen: Candidate) -> Rejection:
     strategy = other.strategy
     name = family_name(strategy.zero_stage, strategy.offload_optimizer, strategy.activation_checkpointing)
     step = format_duration(other.time.step_s)
-    if factor < 1 - _TIE_FRACTION:
+    if factor < 1 - TIE_FRACTION:
         return Rejection(strategy=name, reason=f"fits and is faster, {step} a step, but needs more memory")
-    if factor < 1 + _TIE_FRACTION:
+    if factor < 1 + TIE_FRACTION:
         return Rejection(strategy=name, reason="fits and is as fast; the chosen one is simpler or smaller")
     return Rejection(strategy=name, reason=f"fits, but a step takes {step}, {factor:.2f} x the chosen one")
 

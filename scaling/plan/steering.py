@@ -8,7 +8,8 @@ from scaling.cost.memory import USABLE_FRACTION
 from scaling.errors import InputError, did_you_mean
 from scaling.strategy import Strategy
 
-Objective = Literal["time", "memory"]
+# On one cluster cost ranks as time does: "cost" also chooses how many GPUs (scaling/plan/reverse.py).
+Objective = Literal["time", "memory", "cost"]
 
 # The fields of a strategy that the search varies, with the type of their values.
 _FIELDS = {

@@ -67,6 +67,12 @@ _BAD = {
     "out below /proc": (["--params", "1.3B", *EIGHT_A100, "--out", "/proc/scale/x"], "out"),
     "out below a file": (["--params", "1.3B", *EIGHT_A100, "--out", DEMO / "x"], "out"),
     "out a file": (["--params", "1.3B", *EIGHT_A100, "--out", DEMO], "out"),
+    "price 0": (["--params", "1.3B", *EIGHT_A100, "--price", "0"], "price"),
+    "price nan": (["--params", "1.3B", *EIGHT_A100, "--price", "nan"], "price"),
+    "price free": (["--params", "1.3B", *EIGHT_A100, "--price", "free"], "price"),
+    "cheapest and fewest": (["--params", "1.3B", *EIGHT_A100, "--objective", "cost", "--min-gpus"], "objective"),
+    "cheapest and largest": (["--gpu", "t4", "--objective", "cost", "--max-model"], "objective"),
+    "largest of a given size": (["--params", "1.3B", *EIGHT_A100, "--max-model"], "max_model"),
     "unknown flag": (["--params", "1.3B", "--pramas", "3"], "--pramas"),
 }
 
@@ -169,6 +175,39 @@ def test_the_answer_names_its_choice_its_assumptions_and_what_it_wrote(scale):
     ):  # fmt: skip
         assert words in out
     assert "\x1b" not in out
+
+
+def test_a_price_turns_gpu_hours_into_cost_and_without_one_gpu_hours_still_stand(scale):
+    asked = ["plan", "--params", "1.3B", *EIGHT_A100, "--tokens", "26B", "--out", "p"]
+    _, unpriced, _ = scale(*asked)
+    assert "GPU-hours\n" in unpriced
+    _, text, _ = scale(*asked, "--price", "2.5")
+    _, out, _ = scale(*asked, "--price", "2.5", "--json")
+    found = json.loads(out)
+    assert found["gpu_hours"] == pytest.approx(8 * 24 * found["time"]["train_days"])
+    assert found["cost"] == pytest.approx(2.5 * found["gpu_hours"])
+    assert found["cluster"]["price_per_hour"] == 2.5
+    assert f"{found['gpu_hours']:,.0f} GPU-hours, at 2.5 an hour {found['cost']:,.0f}" in text
+
+
+def test_a_price_may_stand_in_a_hardware_file(scale, tmp_path):
+    (tmp_path / "rows.yaml").write_text("a100-80gb: {price_per_hour: 1.25}\n")
+    _, out, _ = scale("plan", "--params", "1.3B", *EIGHT_A100, "--hardware", tmp_path / "rows.yaml", "--json")
+    found = json.loads(out)
+    assert found["cost"] == pytest.approx(1.25 * found["gpu_hours"])
+
+
+def test_objective_cost_chooses_a_size_and_shows_every_size(scale):
+    asked = ["plan", "--params", "1.3B", "--gpu", "h100", "--gpus", "32", "--objective", "cost", "--out", "p"]
+    code, text, _ = scale(*asked)
+    assert code == 0
+    _, out, _ = scale(*asked, "--json")
+    found = json.loads(out)
+    assert [size["cluster"]["world_size"] for size in found["sizes"]] == [1, 2, 4, 8, 16, 32]
+    for size in found["sizes"]:
+        assert f"{size['cluster']['num_nodes']} x {size['cluster']['gpus_per_node']} h100" in text
+    assert found["gpu_hours"] <= 1.02 * min(size["gpu_hours"] for size in found["sizes"] if size["fits"])
+    assert found["cost"] is None
 
 
 def test_explain_says_why_each_other_strategy_lost(scale):
