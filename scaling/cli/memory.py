@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from scaling.cli.plan import memory_table
-
 
 def memory(
     params: Annotated[str | None, typer.Option(help="Parameters, such as 1.3B.")] = None,
@@ -38,6 +36,7 @@ def memory(
     from rich.console import Console
 
     from scaling import cost, hardware
+    from scaling.cli.plan_text import memory_table
     from scaling.cost.profile import DEEPSPEED, load_profile
     from scaling.errors import InputError, did_you_mean
     from scaling.plan import request

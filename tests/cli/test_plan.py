@@ -73,6 +73,19 @@ _BAD = {
     "cheapest and fewest": (["--params", "1.3B", *EIGHT_A100, "--objective", "cost", "--min-gpus"], "objective"),
     "cheapest and largest": (["--gpu", "t4", "--objective", "cost", "--max-model"], "objective"),
     "largest of a given size": (["--params", "1.3B", *EIGHT_A100, "--max-model"], "max_model"),
+    "elastic of one number": (["--params", "1.3B", *EIGHT_A100, "--elastic", "4"], "elastic"),
+    "elastic downwards": (["--params", "1.3B", *EIGHT_A100, "--elastic", "8-4"], "elastic"),
+    "elastic from none": (["--params", "1.3B", *EIGHT_A100, "--elastic", "0-4"], "elastic"),
+    "elastic in words": (["--params", "1.3B", *EIGHT_A100, "--elastic", "four-eight"], "elastic"),
+    "elastic beyond the cluster": (["--params", "1.3B", *EIGHT_A100, "--elastic", "4-16"], "elastic"),
+    "elastic between nodes": (["--params", "1.3B", *EIGHT_A100, "--nodes", "2", "--elastic", "9-15"], "elastic"),
+    "elastic without a near batch": (
+        ["--params", "1.3B", *EIGHT_A100, "--elastic", "4-8", "--global-batch-size", "8"],
+        "elastic",
+    ),
+    "elastic against a recipe": (["--recipe", DEMO, *EIGHT_A100, "--elastic", "2-3"], "global_batch_size"),
+    "elastic and cheapest": (["--params", "1.3B", *EIGHT_A100, "--elastic", "4-8", "--objective", "cost"], "elastic"),
+    "elastic on a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--elastic", "1-2"], "elastic"),
     "unknown flag": (["--params", "1.3B", "--pramas", "3"], "--pramas"),
 }
 
@@ -205,9 +218,45 @@ def test_objective_cost_chooses_a_size_and_shows_every_size(scale):
     found = json.loads(out)
     assert [size["cluster"]["world_size"] for size in found["sizes"]] == [1, 2, 4, 8, 16, 32]
     for size in found["sizes"]:
-        assert f"{size['cluster']['num_nodes']} x {size['cluster']['gpus_per_node']} h100" in text
+        assert f"{size['cluster']['num_nodes']} x {size['cluster']['gpus_per_node']} " in text
     assert found["gpu_hours"] <= 1.02 * min(size["gpu_hours"] for size in found["sizes"] if size["fits"])
     assert found["cost"] is None
+
+
+def test_an_elastic_range_has_one_batch_and_a_plan_for_every_size(scale):
+    asked = ["plan", "--params", "1.3B", *EIGHT_A100, "--elastic", "4-8"]
+    code, out, err = scale(*asked, "--json")
+    found = json.loads(out)
+    assert (code, err, _written()) == (0, "", [])
+    # The least common multiple of 4 to 8; the published 512 lies nearer to it than to nothing.
+    assert found["global_batch_size"] == 840
+    assert [size["cluster"]["world_size"] for size in found["sizes"]] == [4, 5, 6, 7, 8]
+    for size in found["sizes"]:
+        config, world = size["ds_config"], size["cluster"]["world_size"]
+        assert size["batch"]["global_batch_size"] == 840
+        assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * world == 840
+        assert f"--num_gpus {world} " in size["launch"]
+    code, text, _ = scale(*asked)
+    assert code == 0
+    assert "840, the nearest to 512" in text
+    folders = [f"plans/gpt3-1.3b-elastic-4-8-a100-80gb/{world}_gpus" for world in range(4, 9)]
+    assert sorted(str(path.parent) for path in Path().rglob("ds_config.json")) == folders
+    assert all(f"{folder}/ds_config.json" in text for folder in folders)
+
+
+def test_an_elastic_range_of_which_one_size_does_not_fit_is_exit_1_and_writes_nothing(scale):
+    asked = ["--params", "13B", "--gpu", "a100-40gb", "--gpus", "8", "--elastic", "1-8", "--forbid", "offload"]
+    code, out, _ = scale("plan", *asked)
+    assert code == 1
+    assert "does not fit" in out
+    assert "what would do for 1 x 1 a100-40gb" in out
+    assert _written() == []
+
+
+def test_a_recipe_keeps_its_batch_in_an_elastic_range_that_divides_it(scale):
+    code, out, _ = scale("plan", "--recipe", DEMO, *EIGHT_A100, "--elastic", "1-2", "--json")
+    assert code == 0
+    assert json.loads(out)["global_batch_size"] == 32
 
 
 def test_explain_says_why_each_other_strategy_lost(scale):
