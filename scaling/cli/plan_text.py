@@ -15,7 +15,7 @@ from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_du
 
 if TYPE_CHECKING:
     from scaling.cost import MemoryEstimate
-    from scaling.plan import Plan
+    from scaling.plan import Candidate, Plan
 
 
 def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: bool) -> None:
@@ -46,13 +46,11 @@ def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: b
             sizes_table(sizes, f"sizes: the fewest GPU-hours win, of those within {TIE_FRACTION:.0%} the soonest done")
         )
     if plan.alternatives:
-        table = Table(title="alternatives that fit", title_justify="left", box=box.SIMPLE)
-        for column in ("strategy", "process", "tokens/s"):
-            table.add_column(column, justify="left" if column == "strategy" else "right")
-        for other in plan.alternatives:
-            speed = format_count(other.time.tokens_per_second)
-            table.add_row(str(other.strategy), format_bytes(other.memory.total_bytes), speed)
-        console.print(table)
+        console.print(candidates_table(plan.alternatives, "alternatives that fit"))
+    if explain and plan.pareto:
+        console.print(
+            candidates_table(plan.pareto, "memory against speed: nothing that fits beats one of these in both")
+        )
     if explain or not plan.fits:
         console.print("[bold]rejected[/]")
         for rejection in plan.rejected:
@@ -144,6 +142,16 @@ def sizes_table(plans: "Sequence[Plan]", title: str) -> Table:
                 "strategy": str(plan.strategy),
             }
         table.add_row(*(figures.get(column, "") for column in columns))
+    return table
+
+
+def candidates_table(candidates: "Sequence[Candidate]", title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for column in ("strategy", "process", "tokens/s"):
+        table.add_column(column, justify="left" if column == "strategy" else "right")
+    for candidate in candidates:
+        process, speed = candidate.memory.total_bytes, candidate.time.tokens_per_second
+        table.add_row(str(candidate.strategy), format_bytes(process), format_count(speed))
     return table
 
 

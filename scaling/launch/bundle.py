@@ -31,6 +31,7 @@ def document(plan: Plan, folder: Path) -> dict[str, Any]:
         "cost": plan.cost,
         "fits": plan.fits,
         "alternatives": [{**_candidate(other), "fits": other.memory.fits} for other in plan.alternatives],
+        "pareto": [_candidate(candidate) for candidate in plan.pareto],
         "rejected": [asdict(rejection) for rejection in plan.rejected],
         "assumptions": list(plan.assumptions),
         "remedies": list(plan.remedies),

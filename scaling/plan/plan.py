@@ -36,12 +36,17 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`chosen` is the fastest candidate that fits; where none fits, the one that comes closest, and `fits` is False."""
+    """`chosen` is the fastest candidate that fits; where none fits, the one that comes closest, and `fits` is False.
+
+    `pareto` are those candidates, of all that fit and can be run, that no other beats in both memory and time: least
+    memory first. `alternatives` are the best of each other layout.
+    """
 
     recipe: Recipe
     cluster: Cluster
     chosen: Candidate
     alternatives: tuple[Candidate, ...]
+    pareto: tuple[Candidate, ...]
     rejected: tuple[Rejection, ...]
     assumptions: tuple[str, ...]
     remedies: tuple[str, ...] = ()

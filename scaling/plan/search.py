@@ -41,7 +41,8 @@ def search(
     _require_batch(recipe, cluster)
     _require_precision(recipe, cluster)
     rejected: list[Rejection] = []
-    fitting: list[Candidate] = []
+    fitting: list[Candidate] = []  # the best of each layout
+    possible: list[Candidate] = []  # all that fit
     short: list[Candidate] = []
     beyond: list[Candidate] = []  # fits, and cannot be run yet
     for layout in layouts(recipe, cluster):
@@ -63,6 +64,7 @@ def search(
         enough = [candidate for candidate in candidates if candidate.memory.fits]
         if enough:
             fitting.append(_best(enough, steering))
+            possible += enough
         else:
             smallest = min(candidates, key=lambda candidate: candidate.memory.total_bytes)
             rejected.append(Rejection(strategy=str(layout), reason=_shortage(smallest)))
@@ -80,6 +82,7 @@ def search(
         cluster=cluster,
         chosen=chosen,
         alternatives=tuple(others[:top]),
+        pareto=_pareto(possible),
         rejected=(*_merged([*rejected, *(_slower(other, chosen) for other in others)]), *_beyond(beyond, chosen)),
         assumptions=tuple(said),
         remedies=() if fitting else _remedies(recipe, cluster, profile, steering),
@@ -133,6 +136,14 @@ def _best(candidates: list[Candidate], steering: Steering) -> Candidate:
             candidate.memory.total_bytes,
         ),
     )
+
+
+def _pareto(candidates: list[Candidate]) -> tuple[Candidate, ...]:
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.memory.total_bytes, candidate.time.step_s)):
+        if not front or candidate.time.step_s < front[-1].time.step_s:
+            front.append(candidate)
+    return tuple(front)
 
 
 def _overshoot(candidate: Candidate) -> float:

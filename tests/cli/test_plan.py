@@ -155,7 +155,7 @@ def test_json_is_one_object_with_every_field_and_writes_nothing(scale):
         "context_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "capacity_bytes", "host_bytes_per_node",
     }  # fmt: skip
     assert set(found["time"]) >= {"step_s", "tokens_per_second", "mfu_fraction", "train_days"}
-    assert set(found) >= {"cluster", "fits", "alternatives", "rejected", "ds_config", "launch"}
+    assert set(found) >= {"cluster", "fits", "alternatives", "pareto", "rejected", "ds_config", "launch"}
     assert found["model"]["name"] == "gpt3-1.3b"
     assert found["fits"] is True
     assert all({"strategy", "memory", "time"} <= set(other) for other in found["alternatives"])
@@ -264,6 +264,8 @@ def test_explain_says_why_each_other_strategy_lost(scale):
     _, long, _ = scale("plan", "--params", "1.3B", *EIGHT_A100, "--explain")
     assert "extra optimizer step" in long
     assert "extra optimizer step" not in brief
+    assert "memory against speed" in long
+    assert "memory against speed" not in brief
 
 
 def test_a_recipe_and_the_flags_that_override_it(scale, tmp_path):

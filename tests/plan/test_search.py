@@ -1,6 +1,7 @@
 """The search: what it chooses is legal, fits, and would be chosen again; what it refuses, it explains."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -61,8 +62,9 @@ def test_every_plan_is_legal_and_one_called_feasible_is_accepted_by_deepspeed(pl
         assert candidate.memory == cost.memory(cost.Job.of(recipe), candidate.strategy, cluster)
         assert candidate.time == cost.step_time(cost.Job.of(recipe), candidate.strategy, cluster)
     if not plan.fits:
-        assert plan.alternatives == ()
+        assert plan.alternatives == plan.pareto == ()
         return
+    _require_a_front(plan)
     assert all(other.memory.fits for other in plan.alternatives)
     # None is faster by more than the tie band, and the slower come later.
     times = [other.time.step_s for other in plan.alternatives]
@@ -78,6 +80,15 @@ def test_every_plan_is_legal_and_one_called_feasible_is_accepted_by_deepspeed(pl
     assert parsed.float16_config.enabled == (recipe.precision == "fp16")
     offload = parsed.zero_config.offload_optimizer
     assert (str(offload.device) if offload else "none") == strategy.offload_optimizer
+
+
+def _require_a_front(plan):
+    """Along the front more memory always buys speed, and nothing else that fits beats one of it in both."""
+    points = [(candidate.memory.total_bytes, candidate.time.step_s) for candidate in plan.pareto]
+    assert all(more > less and faster < slower for (less, slower), (more, faster) in pairwise(points))
+    for other in (plan.chosen, *plan.alternatives):
+        assert any(memory <= other.memory.total_bytes and seconds <= other.time.step_s for memory, seconds in points)
+    assert all(candidate.memory.fits for candidate in plan.pareto)
 
 
 @given(_requests())
