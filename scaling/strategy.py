@@ -5,7 +5,7 @@ from typing import Literal
 
 from scaling.shape import Shape
 
-Offload = Literal["none", "cpu"]
+Offload = Literal["none", "cpu", "nvme"]
 Checkpointing = Literal["none", "selective", "full"]
 
 _LARGEST_BUCKET = 100_000_000  # elements: 0.2 GB in 16 bit, far beyond what saturates NVLink or a 400 Gb/s network
@@ -57,6 +57,10 @@ class Strategy:
         return self.data_parallel_size * self.sequence_parallel_size
 
     @property
+    def uses_nvme(self) -> bool:
+        return "nvme" in (self.offload_optimizer, self.offload_param)
+
+    @property
     def batch_equation(self) -> str:
         return (
             f"global batch {self.global_batch_size} = {self.micro_batch_size} micro x "
@@ -69,16 +73,21 @@ class Strategy:
         return parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
 
     def __str__(self) -> str:
-        family = family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+        family = family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
         family = ", ".join([family, *(f"{kind} parallel {size}" for kind, size in self.parallelism.items())])
         return f"{family}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
 
 
-def family_name(zero_stage: int, offload_optimizer: Offload, activation_checkpointing: Checkpointing) -> str:
+def family_name(
+    zero_stage: int, offload_optimizer: Offload, offload_param: Offload, activation_checkpointing: Checkpointing
+) -> str:
     """A strategy without its batch split, in words: "ZeRO-2, optimizer on cpu, full checkpointing"."""
     parts = [f"ZeRO-{zero_stage}"]
-    if offload_optimizer != "none":
-        parts.append(f"optimizer on {offload_optimizer}")
+    if offload_optimizer == offload_param != "none":
+        parts.append(f"optimizer and parameters on {offload_param}")
+    else:
+        offloads = {"optimizer": offload_optimizer, "parameters": offload_param}
+        parts += [f"{what} on {device}" for what, device in offloads.items() if device != "none"]
     parts.append(
         "no checkpointing" if activation_checkpointing == "none" else f"{activation_checkpointing} checkpointing"
     )

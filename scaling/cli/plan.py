@@ -23,6 +23,11 @@ def plan(
         Path | None, typer.Option("--hardware", help="A YAML file of accelerators of your own.")
     ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="Nodes and slots from a file.")] = None,
+    nvme_path: Annotated[
+        str | None, typer.Option(help="A folder on each node's NVMe drive: states may be offloaded there.")
+    ] = None,
+    nvme_gib: Annotated[float | None, typer.Option(help="How much of it a node may fill, in GiB.")] = None,
+    nvme_gb_per_s: Annotated[float | None, typer.Option(help="How fast a node's drives are, in GB/s.")] = None,
     seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(help="Samples per optimizer step.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.")] = None,
@@ -47,7 +52,7 @@ def plan(
     pin: Annotated[list[str] | None, typer.Option(help="A field that must hold, such as zero_stage=2.")] = None,
     forbid: Annotated[
         list[str] | None,
-        typer.Option(help="What must not be: offload, checkpointing, or zero_stage=3."),
+        typer.Option(help="What must not be: offload, nvme, checkpointing, or zero_stage=3."),
     ] = None,
     safety: Annotated[float | None, typer.Option(help="The share of a device to fill, such as 0.9.")] = None,
     profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
@@ -75,6 +80,8 @@ def plan(
     hosts = parse_hostfile(hostfile) if hostfile else None
     rows = hardware.known_accelerators(hardware_file) if hardware_file else None
     cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None, rows=rows)
+    cluster, said = hardware.with_nvme(cluster, nvme_path, nvme_gib, nvme_gb_per_s)
+    assumptions += said
     if price is not None:
         cluster = hardware.priced(cluster, price)
     steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid or ())

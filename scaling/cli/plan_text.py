@@ -169,4 +169,6 @@ def memory_table(memory: "MemoryEstimate", title: str) -> Table:
     process = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.capacity_bytes)}"
     table.add_row("process", process, style="bold")
     table.add_row("host memory per node", format_bytes(memory.host_bytes_per_node))
+    if memory.nvme_bytes_per_node:
+        table.add_row("NVMe per node", format_bytes(memory.nvme_bytes_per_node))
     return table

@@ -9,7 +9,7 @@ Alphabet: T sequence, D hidden, L layers, W data-parallel ranks.
 from dataclasses import dataclass, fields
 
 from scaling.cost.job import Job
-from scaling.cost.memory import element_bytes, layer_saved_elements, loss_bytes
+from scaling.cost.memory import accumulation_bytes, element_bytes, layer_saved_elements, loss_bytes, offload_share
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
 from scaling.strategy import Strategy
@@ -129,10 +129,8 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     saved = tokens / strategy.sequence_parallel_size * layers * (cut / strategy.tensor_parallel_size + uncut / uncut_by)
     moved = (6 if recomputes else 4) * saved * width + 3 * loss_bytes(job, strategy, profile)
     share = shape.num_params / strategy.model_parallel_size / (strategy.shards if strategy.zero_stage >= 1 else 1)
-    offloaded = strategy.offload_optimizer == "cpu"
-    # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
-    # host, a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
-    host = share * cluster.gpus_per_node * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
+    offloaded = strategy.offload_optimizer != "none"
+    # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter.
     link, network = communication(job, strategy, cluster)
     return Terms(
         matmul=busy * matmul_flops / peak + again.matmul,
@@ -142,8 +140,34 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
         link=link,
         network=network,
         layers=busy * layers * 1e-3,
-        offload=host if offloaded else 0.0,
+        offload=offload_s(job, strategy, cluster, profile),
     )
+
+
+def offload_s(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> float:
+    """Seconds of a step's traffic with host and NVMe, and of the CPU's Adam, with nothing hidden behind compute.
+
+    deepspeed 0.19.8 (stage3.py partition_grads, stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu): a gradient
+    goes down PCIe after the first micro step, up and down again at each further one, and down in fp32 at the last;
+    new parameters come up. Offloaded parameters come up for every forward and every backward, and go down only where
+    the optimizer is on the device. Adam on the host moves 28 bytes a parameter. NVMe reads all four states and
+    writes them, and reads the parameters as often as they come up. A node's ranks share its memory and its drives.
+    """
+    width, steps = element_bytes(job.precision), strategy.gradient_accumulation_steps
+    summed = accumulation_bytes(strategy, job.precision, profile) if strategy.zero_stage == 3 else width
+    pcie = host = nvme = 0.0  # bytes per parameter of a rank's share
+    if strategy.offload_optimizer != "none":
+        pcie += (2 * steps - 1) * summed + 4
+        host += 28
+        nvme += 2 * 16 if strategy.offload_optimizer == "nvme" else 0
+    if strategy.offload_param != "none":
+        pcie += 2 * steps * width
+        nvme += (2 * steps + 1) * width if strategy.offload_param == "nvme" else 0
+    if (strategy.offload_optimizer == "none") != (strategy.offload_param == "none"):
+        pcie += width  # what was updated on one side is needed on the other
+    share = offload_share(job, strategy)
+    of_node = share * cluster.gpus_per_node * (host / _HOST_BYTES_PER_S + nvme / cluster.nvme_bytes_per_s)
+    return share * pcie / _PCIE_BYTES_PER_S + of_node
 
 
 def pipeline_stretch(strategy: Strategy) -> float:

@@ -9,6 +9,7 @@ from scaling.hardware.cluster import (
     cluster_of,
     find_accelerator,
     priced,
+    with_nvme,
 )
 from scaling.hardware.machine import detected_gpus, host_memory_bytes, measured_cpu
 from scaling.hardware.table import ACCELERATORS
@@ -34,4 +35,5 @@ __all__ = [
     "load_user_rows",
     "measured_cpu",
     "priced",
+    "with_nvme",
 ]

@@ -13,18 +13,28 @@ from scaling.units import GIB
 DEFAULT_ACCELERATOR, DEFAULT_NUM_GPUS = "a100-80gb", 8
 # What a node of such GPUs usually has (DGX A100: 1 or 2 TB); the planner says that it assumed it.
 ASSUMED_HOST_MEMORY_BYTES = 1024 * GIB
+# One PCIe 4.0 x4 drive: its link carries 7 GB/s, and writes are slower. ZeRO-Infinity (Rajbhandari et al. 2021,
+# arXiv 2104.07857) had 25 GB/s from all drives of a DGX-2.
+ASSUMED_NVME_GB_PER_S = 5.0
+_MOST_NVME_GIB, _FASTEST_NVME_GB_PER_S = 2**24, 1000
 _HIGHEST_PRICE = 1e6  # of a GPU-hour: not even in the smallest currency
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Equal nodes of equal accelerators."""
+    """Equal nodes of equal accelerators.
+
+    `nvme_bytes` of each node may be filled at `nvme_path`, at `nvme_bytes_per_s` (read and write alike); 0 is none.
+    """
 
     accelerator: Accelerator
     num_nodes: int
     gpus_per_node: int
     host_memory_bytes: int
     hostfile: str | None = None
+    nvme_path: str | None = None
+    nvme_bytes: int = 0
+    nvme_bytes_per_s: float = ASSUMED_NVME_GB_PER_S * 1e9
 
     @property
     def world_size(self) -> int:
@@ -70,6 +80,31 @@ def priced(cluster: Cluster, price_per_hour: float) -> Cluster:
     if not 0 < price_per_hour < _HIGHEST_PRICE:
         raise InputError("price", price_per_hour, "is not a price of a GPU-hour", hint="write a number such as 2.5")
     return replace(cluster, accelerator=replace(cluster.accelerator, price_per_hour=price_per_hour))
+
+
+def with_nvme(
+    cluster: Cluster, path: str | None, gib: float | None, gb_per_s: float | None
+) -> tuple[Cluster, list[str]]:
+    """`cluster` with `gib` of NVMe in each node at `path`, and what had to be assumed; as it is where none is given.
+
+    Raises InputError where one of path and capacity is missing, or either cannot be.
+    """
+    if path is None and gib is None and gb_per_s is None:
+        return cluster, []
+    if cluster.is_cpu:
+        raise InputError("nvme_path", path, "has no use on a CPU, which offloads nothing", hint="name a --gpu")
+    if not path or not path.startswith("/") or not path.isprintable():
+        raise InputError("nvme_path", path, "is not an absolute path", hint="name a folder on each node's NVMe drive, "
+                         "such as --nvme-path /mnt/nvme --nvme-gib 1000")  # fmt: skip
+    if gib is None or not 0 < gib < _MOST_NVME_GIB:
+        raise InputError("nvme_gib", gib, "is not a capacity", hint="say how much a node may hold, such as 1000")
+    assumptions = []
+    if gb_per_s is None:
+        gb_per_s = ASSUMED_NVME_GB_PER_S
+        assumptions.append(f"NVMe: {gb_per_s:g} GB/s per node (choose with --nvme-gb-per-s)")
+    if not 0 < gb_per_s < _FASTEST_NVME_GB_PER_S:
+        raise InputError("nvme_gb_per_s", gb_per_s, "is not a rate", hint="write a number such as 5, per node")
+    return replace(cluster, nvme_path=path, nvme_bytes=int(gib * GIB), nvme_bytes_per_s=gb_per_s * 1e9), assumptions
 
 
 def cluster_of(

@@ -60,7 +60,7 @@ def launch_command(plan: Plan, folder: Path) -> str:
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    return ds_config.emit(plan.recipe, plan.strategy)
+    return ds_config.emit(plan.recipe, plan.strategy, plan.cluster.nvme_path)
 
 
 def _cluster(cluster: Cluster) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def _cluster(cluster: Cluster) -> dict[str, Any]:
         "gpus_per_node": cluster.gpus_per_node,
         "world_size": cluster.world_size,
         "memory_bytes": cluster.accelerator.memory_bytes,
+        "nvme_bytes": cluster.nvme_bytes,
         "price_per_hour": cluster.accelerator.price_per_hour,
         "source": cluster.accelerator.source,
     }

@@ -1,8 +1,8 @@
 """The search: every legal strategy of this version priced, the best that fits chosen, the others explained.
 
-Covers ZeRO 0 to 3, optimizer offload to the CPU, activation checkpointing none or full, tensor, pipeline and sequence
-parallel sizes, and every split of the global batch into micro batch and accumulation. What scale/train.py cannot run
-yet (scaling/plan/layouts.py) is priced and reported, never chosen.
+Covers ZeRO 0 to 3, optimizer and parameters on the device, the CPU or NVMe, activation checkpointing none or full,
+tensor, pipeline and sequence parallel sizes, and every split of the global batch into micro batch and accumulation.
+What scale/train.py cannot run yet (scaling/plan/layouts.py) is priced and reported, never chosen.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from scaling import cost
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
-from scaling.plan.layouts import Layout, illegal, layouts
+from scaling.plan.layouts import Layout, illegal, layouts, offload_ignored, offloads_on
 from scaling.plan.plan import TIE_FRACTION, Candidate, Plan, Rejection
 from scaling.plan.steering import FREE, Steering
 from scaling.recipe import Recipe
@@ -22,6 +22,10 @@ from scaling.strategy import Strategy, bucket_size, family_name
 from scaling.units import format_bytes, format_duration
 
 _LARGEST_MICRO_BATCH = 512
+_NVME_NEEDS = (
+    "NVMe: DeepSpeed compiles its async_io as a run starts, which needs libaio's headers; and a run cannot resume from "
+    "a checkpoint, since DeepSpeed 0.19.8 does not restore what is offloaded there"
+)
 
 
 def search(
@@ -40,6 +44,7 @@ def search(
     """
     _require_batch(recipe, cluster)
     _require_precision(recipe, cluster)
+    _require_offload(cluster, steering)
     rejected: list[Rejection] = []
     fitting: list[Candidate] = []  # the best of each layout
     possible: list[Candidate] = []  # all that fit
@@ -77,6 +82,8 @@ def search(
     said = [*assumptions, f"headroom: a process may fill {steering.safety:.0%} of a device (choose with --safety)"]
     if str(steering):
         said.append(f"steering: {steering}")
+    if chosen.strategy.uses_nvme:
+        said.append(_NVME_NEEDS)
     return Plan(
         recipe=recipe,
         cluster=cluster,
@@ -100,6 +107,7 @@ def _strategies(recipe: Recipe, cluster: Cluster, layout: Layout) -> Iterator[St
             yield Strategy(
                 zero_stage=layout.zero_stage,
                 offload_optimizer=layout.offload_optimizer,
+                offload_param=layout.offload_param,
                 data_parallel_size=W,
                 tensor_parallel_size=layout.tensor_parallel_size,
                 pipeline_parallel_size=layout.pipeline_parallel_size,
@@ -133,6 +141,7 @@ def _best(candidates: list[Candidate], steering: Steering) -> Candidate:
         key=lambda candidate: (
             candidate.strategy.zero_stage,
             candidate.strategy.offload_optimizer != "none",
+            candidate.strategy.offload_param != "none",
             candidate.memory.total_bytes,
         ),
     )
@@ -170,7 +179,9 @@ def _host_need(candidate: Candidate) -> str:
 def _slower(other: Candidate, chosen: Candidate) -> Rejection:
     factor = other.time.step_s / chosen.time.step_s
     strategy = other.strategy
-    name = family_name(strategy.zero_stage, strategy.offload_optimizer, strategy.activation_checkpointing)
+    name = family_name(
+        strategy.zero_stage, strategy.offload_optimizer, strategy.offload_param, strategy.activation_checkpointing
+    )
     step = format_duration(other.time.step_s)
     if factor < 1 - TIE_FRACTION:
         return Rejection(strategy=name, reason=f"fits and is faster, {step} a step, but needs more memory")
@@ -244,3 +255,23 @@ def _require_precision(recipe: Recipe, cluster: Cluster) -> None:
         raise InputError("precision", "bf16", f"is not supported by {cluster.accelerator.name}", hint="use fp16")
     if recipe.precision == "fp16" and cluster.is_cpu:
         raise InputError("precision", "fp16", "is refused by DeepSpeed on a CPU", hint="use bf16 or fp32")
+
+
+def _require_offload(cluster: Cluster, steering: Steering) -> None:
+    """Pins that DeepSpeed would not obey, or for which the cluster has no place."""
+    pinned = dict(steering.pins)
+    places = {name: str(pinned[name]) for name in ("offload_optimizer", "offload_param") if name in pinned}
+    for name, place in places.items():
+        if place not in offloads_on(cluster):
+            hint = (
+                "--nvme-path and --nvme-gib say where and how much"
+                if place == "nvme"
+                else ", ".join(offloads_on(cluster))
+            )
+            raise InputError("pin", f"{name}={place}", f"names a place that {cluster} does not have", hint=hint)
+    stage, none = pinned.get("zero_stage", 3), "none"
+    ignored = offload_ignored(
+        int(stage), places.get("offload_optimizer", none), places.get("offload_param", none)  # type: ignore[arg-type]
+    )  # fmt: skip
+    if ignored:
+        raise InputError("pin", str(steering), "cannot be", hint=ignored)

@@ -67,6 +67,22 @@ _BAD = {
     "out below /proc": (["--params", "1.3B", *EIGHT_A100, "--out", "/proc/scale/x"], "out"),
     "out below a file": (["--params", "1.3B", *EIGHT_A100, "--out", DEMO / "x"], "out"),
     "out a file": (["--params", "1.3B", *EIGHT_A100, "--out", DEMO], "out"),
+    "NVMe without capacity": (["--params", "1.3B", *EIGHT_A100, "--nvme-path", "/mnt/nvme"], "nvme_gib"),
+    "NVMe without a path": (["--params", "1.3B", *EIGHT_A100, "--nvme-gib", "1000"], "nvme_path"),
+    "NVMe at a relative path": (
+        ["--params", "1.3B", *EIGHT_A100, "--nvme-path", "nvme", "--nvme-gib", "1000"],
+        "nvme_path",
+    ),
+    "NVMe of no speed": (
+        ["--params", "1.3B", *EIGHT_A100, "--nvme-path", "/n", "--nvme-gib", "1000", "--nvme-gb-per-s", "0"],
+        "nvme_gb_per_s",
+    ),
+    "NVMe for a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--nvme-path", "/n", "--nvme-gib", "9"], "nvme_path"),
+    "NVMe pinned without one": (["--params", "1.3B", *EIGHT_A100, "--pin", "offload_param=nvme"], "pin"),
+    "parameters offloaded below stage 3": (
+        ["--params", "1.3B", *EIGHT_A100, "--pin", "zero_stage=2,offload_param=cpu"],
+        "pin",
+    ),
     "price 0": (["--params", "1.3B", *EIGHT_A100, "--price", "0"], "price"),
     "price nan": (["--params", "1.3B", *EIGHT_A100, "--price", "nan"], "price"),
     "price free": (["--params", "1.3B", *EIGHT_A100, "--price", "free"], "price"),
@@ -257,6 +273,20 @@ def test_a_recipe_keeps_its_batch_in_an_elastic_range_that_divides_it(scale):
     code, out, _ = scale("plan", "--recipe", DEMO, *EIGHT_A100, "--elastic", "1-2", "--json")
     assert code == 0
     assert json.loads(out)["global_batch_size"] == 32
+
+
+def test_an_nvme_plan_says_what_it_needs_and_spells_it_in_the_configuration(scale):
+    asked = ["plan", "--params", "30B", "--gpu", "a100-40gb", "--gpus", "1", "--global-batch-size", "64"]
+    asked += ["--nvme-path", "/mnt/nvme", "--nvme-gib", "2000", "--pin", "offload_optimizer=nvme", "--out", "p"]
+    code, text, _ = scale(*asked)
+    assert code == 0
+    assert "optimizer on nvme" in text
+    assert "NVMe per node" in text
+    assert "libaio" in text
+    assert "cannot resume" in text
+    config = json.loads(Path("p/ds_config.json").read_text())
+    assert config["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/mnt/nvme"
+    assert config["aio"]["block_size"] == 2**20
 
 
 def test_explain_says_why_each_other_strategy_lost(scale):

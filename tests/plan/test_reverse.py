@@ -4,11 +4,12 @@ import pytest
 
 from scaling.errors import Infeasible, InputError
 from scaling.plan import request, reverse, search, steering_of
+from scaling.plan.steering import FREE
 
 
-def of_size(cluster, num_params):
+def of_size(cluster, num_params, steering=FREE):
     recipe, _ = request.recipe_for(cluster, params=str(num_params))
-    return search(recipe, cluster)
+    return search(recipe, cluster, steering=steering)
 
 
 @pytest.mark.parametrize(("gpu", "gpus"), [("a100-80gb", 8), ("rtx-4090", 1), ("v100-32gb", 4)])
@@ -23,7 +24,11 @@ def test_more_gpus_never_hold_a_smaller_model_where_the_host_holds_what_they_bui
     sizes = []
     for gpus in (1, 2, 4, 8):
         cluster = cluster_like("a100-40gb", gpus=gpus, host_memory_bytes=2**50)
-        sizes.append(reverse.largest_model(lambda n, on=cluster: of_size(on, n)).recipe.shape.num_params)
+        # With parameters offloaded too, what a second GPU brings is only NCCL's memory.
+        steering = steering_of(forbid=["offload_param=cpu"])
+        sizes.append(
+            reverse.largest_model(lambda n, on=cluster, by=steering: of_size(on, n, by)).recipe.shape.num_params
+        )
     assert sizes == sorted(sizes)
 
 
