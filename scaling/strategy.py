@@ -108,3 +108,10 @@ def bucket_size(shape: Shape) -> int:
     """
     size = min(max(shape.num_params // 8, _SMALLEST_BUCKET), _LARGEST_BUCKET)
     return size - size % 2
+
+
+def smaller_bucket_sizes(shape: Shape) -> tuple[int, ...]:
+    """A quarter and a sixteenth of `bucket_size`, for a plan that does not fit otherwise: more, smaller collectives."""
+    usual = bucket_size(shape)
+    sizes = (max(usual // part, _SMALLEST_BUCKET) for part in (4, 16))
+    return tuple(sorted({size - size % 2 for size in sizes if size < usual}, reverse=True))

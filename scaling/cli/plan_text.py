@@ -52,7 +52,7 @@ def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: b
             candidates_table(plan.pareto, "memory against speed: nothing that fits beats one of these in both")
         )
     if explain or not plan.fits:
-        console.print("[bold]rejected[/]")
+        console.print(f"[bold]rejected[/], of {plan.num_priced} strategies")
         for rejection in plan.rejected:
             console.print(f"  {escape(rejection.strategy)}: {escape(rejection.reason)}")
     _print_list(console, "assumed", plan.assumptions)

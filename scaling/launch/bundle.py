@@ -35,6 +35,7 @@ def document(plan: Plan, folder: Path) -> dict[str, Any]:
         "rejected": [asdict(rejection) for rejection in plan.rejected],
         "assumptions": list(plan.assumptions),
         "remedies": list(plan.remedies),
+        "num_priced": plan.num_priced,
         "ds_config": _config(plan),
         "launch": launch_command(plan, folder),
     }

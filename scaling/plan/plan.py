@@ -39,7 +39,7 @@ class Plan:
     """`chosen` is the fastest candidate that fits; where none fits, the one that comes closest, and `fits` is False.
 
     `pareto` are those candidates, of all that fit and can be run, that no other beats in both memory and time: least
-    memory first. `alternatives` are the best of each other layout.
+    memory first. `alternatives` are the best of each other layout. `num_priced` is how many strategies were looked at.
     """
 
     recipe: Recipe
@@ -49,6 +49,7 @@ class Plan:
     pareto: tuple[Candidate, ...]
     rejected: tuple[Rejection, ...]
     assumptions: tuple[str, ...]
+    num_priced: int
     remedies: tuple[str, ...] = ()
 
     @property

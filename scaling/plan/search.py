@@ -11,6 +11,7 @@ from itertools import groupby
 from math import ceil
 
 from scaling import cost
+from scaling.cost.memory import FP32_BYTES
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
@@ -18,8 +19,8 @@ from scaling.plan.layouts import Layout, illegal, layouts, offload_ignored, offl
 from scaling.plan.plan import TIE_FRACTION, Candidate, Plan, Rejection
 from scaling.plan.steering import FREE, Steering
 from scaling.recipe import Recipe
-from scaling.strategy import Strategy, bucket_size, family_name
-from scaling.units import format_bytes, format_duration
+from scaling.strategy import Strategy, bucket_size, family_name, smaller_bucket_sizes
+from scaling.units import format_bytes, format_count, format_duration
 
 _LARGEST_MICRO_BATCH = 512
 _NVME_NEEDS = (
@@ -45,9 +46,11 @@ def search(
     _require_batch(recipe, cluster)
     _require_precision(recipe, cluster)
     _require_offload(cluster, steering)
+    job = cost.Job.of(recipe)
     rejected: list[Rejection] = []
     fitting: list[Candidate] = []  # the best of each layout
     possible: list[Candidate] = []  # all that fit
+    num_priced = 0
     short: list[Candidate] = []
     beyond: list[Candidate] = []  # fits, and cannot be run yet
     for layout in layouts(recipe, cluster):
@@ -61,7 +64,8 @@ def search(
             if layout.runnable:
                 rejected.append(Rejection(strategy=str(layout), reason=f"excluded: {steering}"))
             continue
-        candidates = [_priced(recipe, strategy, cluster, profile, steering) for strategy in strategies]
+        candidates = [_priced_to_fit(job, strategy, cluster, profile, steering) for strategy in strategies]
+        num_priced += len(candidates)
         if not layout.runnable:
             devices = [candidate for candidate in candidates if candidate.memory.fits_device]
             beyond += [_best(devices, steering)] if devices else []
@@ -82,6 +86,8 @@ def search(
     said = [*assumptions, f"headroom: a process may fill {steering.safety:.0%} of a device (choose with --safety)"]
     if str(steering):
         said.append(f"steering: {steering}")
+    if (size := chosen.strategy.reduce_bucket_size) < (usual := bucket_size(recipe.shape)):
+        said.append(f"buckets: {format_count(size)} elements instead of {format_count(usual)}, or it would not fit")
     if chosen.strategy.uses_nvme:
         said.append(_NVME_NEEDS)
     return Plan(
@@ -92,6 +98,7 @@ def search(
         pareto=_pareto(possible),
         rejected=(*_merged([*rejected, *(_slower(other, chosen) for other in others)]), *_beyond(beyond, chosen)),
         assumptions=tuple(said),
+        num_priced=num_priced,
         remedies=() if fitting else _remedies(recipe, cluster, profile, steering),
     )
 
@@ -120,8 +127,24 @@ def _strategies(recipe: Recipe, cluster: Cluster, layout: Layout) -> Iterator[St
             )
 
 
-def _priced(recipe: Recipe, strategy: Strategy, cluster: Cluster, profile: Profile, steering: Steering) -> Candidate:
-    job = cost.Job.of(recipe)
+def _priced_to_fit(
+    job: cost.Job, strategy: Strategy, cluster: Cluster, profile: Profile, steering: Steering
+) -> Candidate:
+    """`strategy` with its price; with smaller buckets where only those make it fit the device."""
+    candidate = _priced(job, strategy, cluster, profile, steering)
+    excess = candidate.memory.total_bytes - candidate.memory.usable_bytes
+    # Of the bucket's bytes at most this much could go: two to reduce in, one to prefetch, two to gather in.
+    if excess <= 0 or excess > 5 * strategy.reduce_bucket_size * FP32_BYTES * profile.reserved_over_allocated:
+        return candidate
+    for size in smaller_bucket_sizes(job.shape):
+        smaller = replace(strategy, reduce_bucket_size=size, allgather_bucket_size=size)
+        candidate = _priced(job, smaller, cluster, profile, steering)
+        if candidate.memory.fits_device:
+            break
+    return candidate
+
+
+def _priced(job: cost.Job, strategy: Strategy, cluster: Cluster, profile: Profile, steering: Steering) -> Candidate:
     return Candidate(
         strategy=strategy,
         memory=cost.memory(job, strategy, cluster, profile, usable_fraction=steering.safety),
@@ -231,7 +254,8 @@ def _remedies(recipe: Recipe, cluster: Cluster, profile: Profile, steering: Stee
                 continue
             allowed = (strategy for strategy in _strategies(adapted, larger, layout) if steering.allows(strategy))
             smallest = next(allowed, None)
-            candidate = _priced(adapted, smallest, larger, profile, steering) if smallest else None
+            job = cost.Job.of(adapted)
+            candidate = _priced_to_fit(job, smallest, larger, profile, steering) if smallest else None
             if candidate and candidate.memory.fits_device:
                 said = "" if batch == recipe.global_batch_size else f" and a global batch of {batch}"
                 each = format_bytes(candidate.memory.total_bytes)

@@ -1,6 +1,7 @@
 """The search: what it chooses is legal, fits, and would be chosen again; what it refuses, it explains."""
 
 import re
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from scaling import cost, ds_config
 from scaling.errors import InputError
 from scaling.plan import search, steering_of
 from scaling.registry import MODELS
+from scaling.strategy import bucket_size
 from scaling.units import GIB
 
 
@@ -77,6 +79,11 @@ def test_every_plan_is_legal_and_one_called_feasible_is_accepted_by_deepspeed(pl
     assert times == sorted(times)
     assert all(seconds * 1.02 >= plan.chosen.time.step_s * (1 - 1e-9) for seconds in times)
 
+    usual = bucket_size(recipe.shape)
+    for strategy in {candidate.strategy for candidate in (plan.chosen, *plan.alternatives, *plan.pareto)}:
+        if strategy.reduce_bucket_size != usual:
+            wider = replace(strategy, reduce_bucket_size=usual, allgather_bucket_size=usual)
+            assert not cost.memory(cost.Job.of(recipe), wider, cluster).fits_device
     # Of the front too: what is offloaded is seldom chosen.
     for candidate in (plan.chosen, *plan.pareto):
         _require_accepted(recipe, candidate.strategy, cluster)
@@ -109,6 +116,7 @@ def _require_a_front(plan):
     for other in (plan.chosen, *plan.alternatives):
         assert any(memory <= other.memory.total_bytes and seconds <= other.time.step_s for memory, seconds in points)
     assert all(candidate.memory.fits for candidate in plan.pareto)
+    assert plan.num_priced >= len(plan.pareto)
 
 
 @given(_requests())
@@ -234,3 +242,25 @@ def test_a_precision_that_the_device_lacks_is_refused(gpu, precision, changes, i
 def test_a_huge_share_is_searched_in_a_moment(plan_for):
     # 2^40 samples a rank: the micro batch is bounded, not enumerated.
     assert plan_for("gpt3-1.3b", share=2**40).strategy.micro_batch_size <= 512
+
+
+def test_buckets_shrink_where_only_that_makes_a_plan_fit_and_it_says_so(planned_recipe, cluster_like):
+    recipe, two = planned_recipe("gpt3-1.3b"), cluster_like("rtx-4090", gpus=2)
+    plan = search(recipe, two)
+    assert plan.fits
+    assert plan.strategy.reduce_bucket_size == plan.strategy.allgather_bucket_size == 25_000_000
+    assert any("buckets: 25M elements instead of 100M" in sentence for sentence in plan.assumptions)
+    roomy = search(recipe, cluster_like("a100-80gb", gpus=2))
+    assert roomy.strategy.reduce_bucket_size == bucket_size(recipe.shape)
+    assert not any("buckets" in sentence for sentence in roomy.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("model", "nodes", "batch", "limit_s"), [("gpt3-1.3b", 1, 512, 0.5), ("gpt3-175b", 128, 2048, 3.0)]
+)
+def test_a_whole_search_is_quick(model, nodes, batch, limit_s, planned_recipe, cluster_like):
+    cluster = replace(cluster_like(nodes=nodes), nvme_path="/mnt/nvme", nvme_bytes=2**45)
+    recipe = planned_recipe(model, global_batch_size=batch)
+    started_at = time.process_time()
+    search(recipe, cluster)
+    assert time.process_time() - started_at < limit_s
