@@ -57,6 +57,10 @@ class Strategy:
         return self.data_parallel_size * self.sequence_parallel_size
 
     @property
+    def offloads(self) -> bool:
+        return self.offload_optimizer != "none" or self.offload_param != "none"
+
+    @property
     def uses_nvme(self) -> bool:
         return "nvme" in (self.offload_optimizer, self.offload_param)
 

@@ -98,7 +98,7 @@ def plan(
     if elastic is not None:
         _exclude("elastic", elastic, max_model=max_model, min_gpus=min_gpus, objective=steering.objective == "cost")
         parts, what, said = _elastic(elastic, recipe, cluster, **asked)
-        _answer_elastic([planned(what, part, said) for part in parts], out, as_json=as_json)
+        _answer_elastic([planned(what, part, said) for part in parts], out, explain=explain, as_json=as_json)
         return
     sizes: tuple[Plan, ...] = ()
     if steering.objective == "cost":
@@ -132,7 +132,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def _answer_elastic(plans: "list[Plan]", out: Path | None, *, as_json: bool) -> None:
+def _answer_elastic(plans: "list[Plan]", out: Path | None, *, explain: bool, as_json: bool) -> None:
     """Writes and prints one plan per size; exit 1 where one does not fit, and then nothing is written."""
     from scaling.cli import plan_text
     from scaling.launch import bundle
@@ -149,7 +149,7 @@ def _answer_elastic(plans: "list[Plan]", out: Path | None, *, as_json: bool) -> 
         batch = plans[0].recipe.global_batch_size
         print(json.dumps({"global_batch_size": batch, "fits": fits, "sizes": documents}, indent=2))
     else:
-        plan_text.show_elastic(plans, folders)
+        plan_text.show_elastic(plans, folders, explain=explain)
     if not fits:
         raise typer.Exit(1)
 

@@ -51,10 +51,7 @@ def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: b
         console.print(
             candidates_table(plan.pareto, "memory against speed: nothing that fits beats one of these in both")
         )
-    if explain or not plan.fits:
-        console.print(f"[bold]rejected[/], of {plan.num_priced} strategies")
-        for rejection in plan.rejected:
-            console.print(f"  {escape(rejection.strategy)}: {escape(rejection.reason)}")
+    _print_rejected(console, plan, f"rejected, of {plan.num_priced} strategies", explain=explain)
     _print_list(console, "assumed", plan.assumptions)
     if plan.fits:
         console.print(f"[bold]wrote[/]    {escape(str(folder / bundle.DS_CONFIG))}, {bundle.PLAN}, {bundle.RECIPE}")
@@ -63,7 +60,7 @@ def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: b
         _print_list(console, "what would do", plan.remedies)
 
 
-def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path]) -> None:
+def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path], *, explain: bool) -> None:
     """The plans of a range of GPUs under one global batch, each in its folder."""
     console, recipe = _console(), plans[0].recipe
     worlds = [plan.cluster.world_size for plan in plans]
@@ -78,6 +75,8 @@ def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path]) -> None:
         ],
     )
     console.print(sizes_table(plans, "the plan of each size"))
+    for plan in plans:
+        _print_rejected(console, plan, f"rejected on {plan.cluster}", explain=explain)
     _print_list(console, "assumed", plans[0].assumptions)
     if len(fitting) == len(plans):
         _print_list(console, "wrote", (f"{folder / bundle.DS_CONFIG}" for folder in folders))
@@ -101,6 +100,14 @@ def _print_list(console: Console, title: str, sentences: Iterable[str]) -> None:
     console.print(f"[bold]{title}[/]")
     for sentence in sentences:
         console.print(f"  {escape(sentence)}")
+
+
+def _print_rejected(console: Console, plan: "Plan", title: str, *, explain: bool) -> None:
+    """Why the other strategies lost, where that was asked for or nothing fits."""
+    for can_run, heading in ((True, title), (False, "priced, though scale/train.py cannot run it yet")):
+        lost = [f"{each.strategy}: {each.reason}" for each in plan.rejected if each.can_run == can_run]
+        if lost and (explain or (can_run and not plan.fits)):
+            _print_list(console, heading, lost)
 
 
 def _model(plan: "Plan") -> str:

@@ -34,9 +34,13 @@ class Layout:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of parallelism beside data parallelism."""
+        return tuple(parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size))
+
+    @property
     def runnable(self) -> bool:
-        used = parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
-        return used.keys() <= RUNNABLE
+        return RUNNABLE.issuperset(self.kinds)
 
     def __str__(self) -> str:
         return family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)

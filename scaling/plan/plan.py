@@ -28,10 +28,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """A strategy, or a family of them, and the reason in numbers."""
+    """A family of strategies (or several that lost for one cause), and the reason in numbers."""
 
     strategy: str
     reason: str
+    can_run: bool  # by scale/train.py, if it were chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,7 +175,7 @@ def test_json_is_one_object_with_every_field_and_writes_nothing(scale):
     assert found["model"]["name"] == "gpt3-1.3b"
     assert found["fits"] is True
     assert all({"strategy", "memory", "time"} <= set(other) for other in found["alternatives"])
-    assert all(set(rejection) == {"strategy", "reason"} for rejection in found["rejected"])
+    assert all(set(rejection) == {"strategy", "reason", "can_run"} for rejection in found["rejected"])
     strategy = found["strategy"]
     assert strategy["micro_batch_size"] * strategy["gradient_accumulation_steps"] * 8 == 512
     assert found["ds_config"]["train_micro_batch_size_per_gpu"] == strategy["micro_batch_size"]
@@ -379,3 +379,23 @@ def test_a_plan_takes_less_than_a_second_and_loads_nothing_of_the_training_half(
     assert "scaling" in modules
     assert "yaml" in modules
     assert not modules & {"torch", "deepspeed", "transformers", "datasets", "accelerate", "tokenizers", "safetensors"}
+
+
+def test_rejections_of_what_cannot_be_run_are_printed_when_asked_for(scale):
+    asked = ["plan", "--params", "6.7B", *EIGHT_A100, "--out", "p"]
+    _, long, _ = scale(*asked, "--explain")
+    assert "cannot run tensor parallelism yet" in long
+    assert "ZeRO-0 in every form" in long
+    # 18 bytes a parameter without sharding the gradients, and then what a micro batch takes.
+    assert "58.9 GiB of model states + " in long
+    _, out, _ = scale("plan", "--params", "175B", *EIGHT_A100)
+    assert "1544.8 GiB of model states > 73.6 GiB usable of 80.0 GiB" in out
+    assert "cannot run tensor parallelism yet" not in out
+
+
+def test_elastic_explains_each_size(scale):
+    asked = ["plan", "--params", "1.3B", *EIGHT_A100, "--elastic", "4-8", "--out", "p"]
+    _, long, _ = scale(*asked, "--explain")
+    assert all(f"rejected on 1 x {gpus} a100-80gb" in long for gpus in range(4, 9))
+    _, brief, _ = scale(*asked)
+    assert "rejected" not in brief

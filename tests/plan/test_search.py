@@ -1,6 +1,5 @@
 """The search: what it chooses is legal, fits, and would be chosen again; what it refuses, it explains."""
 
-import re
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaling import cost, ds_config
 from scaling.errors import InputError
-from scaling.plan import search, steering_of
+from scaling.plan import search
 from scaling.registry import MODELS
 from scaling.strategy import bucket_size
 from scaling.units import GIB
@@ -140,7 +139,7 @@ def test_every_family_is_chosen_listed_or_rejected_with_a_reason(plan_for):
     for stage in range(4):
         assert stage == plan.strategy.zero_stage or f"ZeRO-{stage}" in reasons
     assert all(rejection.reason for rejection in plan.rejected)
-    zero = next(rejection for rejection in plan.rejected if "ZeRO-0" in rejection.strategy)
+    zero = next(rejection for rejection in plan.rejected if rejection.strategy == "ZeRO-0 in every form")
     assert "extra optimizer step" in zero.reason
 
 
@@ -169,44 +168,8 @@ def test_175b_on_eight_a100_does_not_fit_and_every_reason_has_its_numbers(planne
     assert not plan.fits
     # 16 bytes a parameter over 8 GPUs (Rajbhandari et al. 2020), and 2 more for fp32 sums, are 366 GiB each.
     assert any("366" in rejection.reason or "365.9" in rejection.reason for rejection in plan.rejected)
-    assert all("GiB" in rejection.reason or "stage 0" in rejection.reason for rejection in plan.rejected)
-
-
-def _promise(plan):
-    """(GPUs, GiB of host memory per node or None) that the remedies promise to do."""
-    gpus = int(re.match(r"(\d+) GPUs", plan.remedies[0])[1])
-    host = re.search(r"([\d.]+) GiB of host memory", " ".join(plan.remedies))
-    return gpus, float(host[1]) if host else None
-
-
-@pytest.mark.parametrize(
-    ("model", "gpu", "gpus", "precision"),
-    [
-        ("gpt3-6.7b", "t4", 1, "fp16"),
-        ("gpt3-6.7b", "v100-16gb", 1, "fp32"),
-        ("gpt3-175b", "a100-80gb", 8, "bf16"),  # here it is host memory that lacks
-    ],
-)
-def test_a_remedy_does_when_followed_and_half_as_many_nodes_would_not(
-    model, gpu, gpus, precision, planned_recipe, cluster_like
-):
-    recipe = planned_recipe(model, global_batch_size=6144, precision=precision)
-    steering = steering_of(forbid=["offload_param=cpu"])
-    plan = search(recipe, cluster_like(gpu, gpus=gpus), steering=steering)
-    assert not plan.fits
-    promised_gpus, host_gib = _promise(plan)
-    host = {} if host_gib is None else {"host_memory_bytes": int((host_gib + 0.1) * GIB)}
-    assert search(recipe, cluster_like(gpu, gpus=gpus, nodes=promised_gpus // gpus, **host), steering=steering).fits
-    if promised_gpus == gpus:
-        return  # the same GPUs with more host memory
-    fewer = cluster_like(gpu, gpus=gpus, nodes=promised_gpus // gpus // 2, host_memory_bytes=2**60)
-    assert not search(recipe, fewer, steering=steering).fits
-
-
-def test_a_model_beyond_any_number_of_nodes_says_so(planned_recipe, cluster_like):
-    plan = search(planned_recipe("gpt3-175b", global_batch_size=1536, precision="fp16"), cluster_like("t4", gpus=1))
-    # ZeRO-3 gathers a layer whole: 1.8e9 parameters of 2 bytes, twice, beside its gradient, on 16 GiB.
-    assert plan.remedies == ("nothing in reach of more nodes: choose a smaller model or GPUs with more memory",)
+    runs = [rejection for rejection in plan.rejected if rejection.can_run]
+    assert all("GiB" in rejection.reason or "stage 0" in rejection.reason for rejection in runs)
 
 
 def test_where_the_host_is_too_small_that_is_said(planned_recipe, cluster_like):
