@@ -23,6 +23,7 @@ def plan(
         Path | None, typer.Option("--hardware", help="A YAML file of accelerators of your own.")
     ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="Nodes and slots from a file.")] = None,
+    host_gib: Annotated[float | None, typer.Option(help="Memory of a node's host, in GiB.")] = None,
     nvme_path: Annotated[
         str | None, typer.Option(help="A folder on each node's NVMe drive: states may be offloaded there.")
     ] = None,
@@ -79,7 +80,9 @@ def plan(
 
     hosts = parse_hostfile(hostfile) if hostfile else None
     rows = hardware.known_accelerators(hardware_file) if hardware_file else None
-    cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None, rows=rows)
+    cluster, assumptions = hardware.cluster_of(
+        gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None, host_gib=host_gib, rows=rows
+    )
     cluster, said = hardware.with_nvme(cluster, nvme_path, nvme_gib, nvme_gb_per_s)
     assumptions += said
     if price is not None:

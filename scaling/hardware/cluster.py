@@ -16,7 +16,7 @@ ASSUMED_HOST_MEMORY_BYTES = 1024 * GIB
 # One PCIe 4.0 x4 drive: its link carries 7 GB/s, and writes are slower. ZeRO-Infinity (Rajbhandari et al. 2021,
 # arXiv 2104.07857) had 25 GB/s from all drives of a DGX-2.
 ASSUMED_NVME_GB_PER_S = 5.0
-_MOST_NVME_GIB, _FASTEST_NVME_GB_PER_S = 2**24, 1000
+_MOST_GIB, _FASTEST_NVME_GB_PER_S = 2**24, 1000
 _HIGHEST_PRICE = 1e6  # of a GPU-hour: not even in the smallest currency
 
 
@@ -96,7 +96,7 @@ def with_nvme(
     if not path or not path.startswith("/") or not path.isprintable():
         raise InputError("nvme_path", path, "is not an absolute path", hint="name a folder on each node's NVMe drive, "
                          "such as --nvme-path /mnt/nvme --nvme-gib 1000")  # fmt: skip
-    if gib is None or not 0 < gib < _MOST_NVME_GIB:
+    if gib is None or not 0 < gib < _MOST_GIB:
         raise InputError("nvme_gib", gib, "is not a capacity", hint="say how much a node may hold, such as 1000")
     assumptions = []
     if gb_per_s is None:
@@ -114,24 +114,30 @@ def cluster_of(
     hosts: list[tuple[str, int]] | None,
     hostfile: str | None,
     *,
+    host_gib: float | None = None,
     rows: Mapping[str, Accelerator] | None = None,
 ) -> tuple[Cluster, list[str]]:
     """The cluster that a user means, and what had to be assumed.
 
-    `gpus` are GPUs per node. `hosts` are the (name, slots) of a hostfile, which then fix nodes and GPUs. `rows` are the
-    accelerators that can be meant, all known ones by default.
+    `gpus` are GPUs per node. `hosts` are the (name, slots) of a hostfile, which then fix nodes and GPUs; where slots
+    differ `gpus` must say how many to use of each. `host_gib` is the memory of a node. `rows` are the accelerators
+    that can be meant, all known ones by default.
     Raises InputError when the two disagree or a count is not possible.
     """
     assumptions = []
     if hosts is not None:
-        slots = {count for _, count in hosts}
+        slots = sorted({count for _, count in hosts})
+        if nodes is not None and nodes != len(hosts):
+            raise InputError("nodes", nodes, f"contradicts {hostfile}, which has {len(hosts)}")
+        if len(slots) > 1 and gpus is None:
+            raise InputError("hostfile", hostfile, f"has hosts of different sizes: slots {slots}",
+                             hint=f"list equal hosts, or use as many of each with --gpus {slots[0]}")  # fmt: skip
+        if gpus is not None and gpus != slots[0] and (len(slots) == 1 or gpus > slots[0]):
+            problem = f"contradicts {hostfile}, which has {slots[0]}" + (" on its smallest host" if slots[1:] else "")
+            raise InputError("gpus", gpus, problem, hint=f"--gpus {slots[0]}")
         if len(slots) > 1:
-            raise InputError("hostfile", hostfile, f"has hosts of different sizes: slots {sorted(slots)}",
-                             hint="list equal hosts: a plan is for equal nodes")  # fmt: skip
-        for field, asked, found in (("nodes", nodes, len(hosts)), ("gpus", gpus, min(slots))):
-            if asked is not None and asked != found:
-                raise InputError(field, asked, f"contradicts {hostfile}, which has {found}")
-        nodes, gpus = len(hosts), min(slots)
+            assumptions.append(f"hosts: {gpus} slots of each; {hostfile} has hosts of {slots}, the rest stays idle")
+        nodes, gpus = len(hosts), gpus or slots[0]
     for field, count in (("nodes", nodes), ("gpus", gpus)):
         if count is not None and count < 1:
             raise InputError(field, count, "must be at least 1")
@@ -162,10 +168,15 @@ def cluster_of(
                              hint="give GPUs per node with --gpus and the number of nodes with --nodes")  # fmt: skip
         nodes, gpus = gpus // per_node, per_node
         assumptions.append(f"nodes: {nodes} of {per_node}, since one {accelerator.name} node holds {per_node}")
-    if accelerator.name == "cpu":
+    if host_gib is not None:
+        if accelerator.name == "cpu" or not 0 < host_gib < _MOST_GIB:
+            problem = "is measured on a CPU" if accelerator.name == "cpu" else "is not a capacity"
+            raise InputError("host_gib", host_gib, problem, hint="give a node's memory, such as 2048, beside a --gpu")
+        host_memory = int(host_gib * GIB)
+    elif accelerator.name == "cpu":
         host_memory = host_memory_bytes()
     elif host_memory == ASSUMED_HOST_MEMORY_BYTES:
-        assumptions.append(f"host memory: {ASSUMED_HOST_MEMORY_BYTES // GIB} GiB per node")
+        assumptions.append(f"host memory: {ASSUMED_HOST_MEMORY_BYTES // GIB} GiB per node (choose with --host-gib)")
     return (
         Cluster(
             accelerator=replace(accelerator, gpus_per_node=gpus),

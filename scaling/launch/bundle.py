@@ -32,7 +32,7 @@ def document(plan: Plan, folder: Path) -> dict[str, Any]:
         "fits": plan.fits,
         "alternatives": [{**_candidate(other), "fits": other.memory.fits} for other in plan.alternatives],
         "pareto": [_candidate(candidate) for candidate in plan.pareto],
-        "rejected": [asdict(rejection) for rejection in plan.rejected],
+        "rejected": [{"strategy": each.strategy, "reason": each.reason} for each in plan.rejected],
         "assumptions": list(plan.assumptions),
         "remedies": list(plan.remedies),
         "num_priced": plan.num_priced,

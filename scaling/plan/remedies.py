@@ -77,7 +77,7 @@ def _freed(question: Question) -> Iterator[str]:
 def _host_memory(question: Question, on_device: list[_Priced]) -> str:
     strategy, memory = min(on_device, key=lambda priced: priced[1].host_bytes_per_node)
     need, there = format_bytes(memory.host_bytes_per_node), format_bytes(question.cluster.host_memory_bytes)
-    return f"{need} of host memory per node instead of {there}, {_BUILT_WHOLE}: {_words(strategy, memory)}"
+    return f"{need} of host memory per node (--host-gib) instead of {there}, {_BUILT_WHOLE}: {_words(strategy, memory)}"
 
 
 def _shorter(question: Question, strict: bool) -> Iterator[str]:

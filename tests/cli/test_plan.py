@@ -83,6 +83,8 @@ _BAD = {
         ["--params", "1.3B", *EIGHT_A100, "--pin", "zero_stage=2,offload_param=cpu"],
         "pin",
     ),
+    "no host memory": (["--params", "1.3B", *EIGHT_A100, "--host-gib", "0"], "host_gib"),
+    "host memory of a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--host-gib", "64"], "host_gib"),
     "price 0": (["--params", "1.3B", *EIGHT_A100, "--price", "0"], "price"),
     "price nan": (["--params", "1.3B", *EIGHT_A100, "--price", "nan"], "price"),
     "price free": (["--params", "1.3B", *EIGHT_A100, "--price", "free"], "price"),
@@ -175,7 +177,7 @@ def test_json_is_one_object_with_every_field_and_writes_nothing(scale):
     assert found["model"]["name"] == "gpt3-1.3b"
     assert found["fits"] is True
     assert all({"strategy", "memory", "time"} <= set(other) for other in found["alternatives"])
-    assert all(set(rejection) == {"strategy", "reason", "can_run"} for rejection in found["rejected"])
+    assert all(set(rejection) == {"strategy", "reason"} for rejection in found["rejected"])
     strategy = found["strategy"]
     assert strategy["micro_batch_size"] * strategy["gradient_accumulation_steps"] * 8 == 512
     assert found["ds_config"]["train_micro_batch_size_per_gpu"] == strategy["micro_batch_size"]
@@ -399,3 +401,41 @@ def test_elastic_explains_each_size(scale):
     assert all(f"rejected on 1 x {gpus} a100-80gb" in long for gpus in range(4, 9))
     _, brief, _ = scale(*asked)
     assert "rejected" not in brief
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    path = tmp_path / "uneven"
+    path.write_text("small slots=4\nlarge slots=8\nlarger slots=8\n")
+    return path
+
+
+def test_hosts_of_different_sizes_are_refused_with_what_their_smallest_would_do(scale, uneven):
+    code, out, err = scale("plan", "--params", "1.3B", "--gpu", "h100", "--hostfile", uneven)
+    assert (code, out) == (2, "")
+    assert "slots [4, 8]" in err
+    assert "--gpus 4" in err
+    code, _, err = scale("plan", "--params", "1.3B", "--gpu", "h100", "--hostfile", uneven, "--gpus", "8")
+    assert code == 2
+    assert "on its smallest host" in err
+
+
+def test_as_many_slots_of_each_host_as_the_smallest_has_are_planned_for_and_said(scale, uneven):
+    asked = ["plan", "--params", "1.3B", "--gpu", "h100", "--hostfile", uneven, "--gpus", "4", "--json"]
+    code, out, _ = scale(*asked, "--global-batch-size", "480")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["cluster"]["num_nodes"], found["cluster"]["gpus_per_node"]) == (3, 4)
+    assert any("4 slots of each" in sentence and "stays idle" in sentence for sentence in found["assumptions"])
+    # DeepSpeed's launcher takes the first --num_gpus slots of every host (launcher/runner.py, 0.19.8).
+    assert f"--hostfile {uneven} --num_nodes 3 --num_gpus 4" in found["launch"]
+
+
+def test_a_host_of_two_terabytes_holds_what_one_does_not(scale):
+    asked = ["plan", "--params", "30B", *EIGHT_A100, "--pin", "zero_stage=3,offload_optimizer=cpu", "--json"]
+    code, out, _ = scale(*asked)
+    assert code == 1
+    assert any("--host-gib" in remedy for remedy in json.loads(out)["remedies"])
+    code, out, _ = scale(*asked, "--host-gib", "2048")
+    assert code == 0
+    assert not any("host memory" in sentence for sentence in json.loads(out)["assumptions"])

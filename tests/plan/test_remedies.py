@@ -85,7 +85,7 @@ def test_where_only_the_host_is_too_small_its_memory_is_the_remedy(planned_recip
     # Every rank builds GPT-3 13B in fp32 before it is sharded: 8 x 12.85e9 x 4 bytes = 383 GiB.
     recipe, cluster = planned_recipe("gpt3-13b", global_batch_size=64), cluster_like(host_memory_bytes=256 * GIB)
     plan = search(recipe, cluster)
-    need, there = _remedy(plan, r"^([\d.]+) GiB of host memory per node instead of ([\d.]+) GiB")
+    need, there = _remedy(plan, r"^([\d.]+) GiB of host memory per node \(--host-gib\) instead of ([\d.]+) GiB")
     assert (need, there) == ("383.1", "256.0")
     assert search(recipe, replace(cluster, host_memory_bytes=384 * GIB)).fits
 
