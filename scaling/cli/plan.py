@@ -194,7 +194,7 @@ def _elastic(
             raise InputError("global_batch_size", wanted, problem, hint=hint)
         recipe, said = _recipe(path, cluster, **{**asked, "global_batch_size": batch})
         said.append(f"global_batch_size: {batch}, the nearest to {wanted}, which {problem}")
-    said.append("elastic: a checkpoint resumes only on as many GPUs as wrote it, so change their number between runs")
+    said.append("elastic: a checkpoint resumes only on as many GPUs as wrote it: each size is a run of its own")
     return sizes, recipe, said
 
 
