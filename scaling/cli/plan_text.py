@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from scaling.cost import MemoryEstimate
     from scaling.plan import Candidate, Plan
 
+# Seven columns, of which the strategy takes half: narrower, a strategy would stand on as many lines as it has words.
+_SIZES_WIDTH = 110
+
 
 def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: bool) -> None:
     """One plan; `sizes` are the plans of other sizes of the cluster that it was chosen from."""
@@ -42,9 +45,8 @@ def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: b
     console.print(memory_table(memory, f"memory per rank{of}"))
 
     if sizes:
-        console.print(
-            sizes_table(sizes, f"sizes: the fewest GPU-hours win, of those within {TIE_FRACTION:.0%} the soonest done")
-        )
+        title = f"sizes: the fewest GPU-hours win, of those within {TIE_FRACTION:.0%} the soonest done"
+        _console(_SIZES_WIDTH).print(sizes_table(sizes, title))
     if plan.alternatives:
         console.print(candidates_table(plan.alternatives, "alternatives that fit"))
     if explain and plan.pareto:
@@ -74,7 +76,7 @@ def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path], *, explain: b
             ("batch", f"global batch {recipe.global_batch_size} at every size"),
         ],
     )
-    console.print(sizes_table(plans, "the plan of each size"))
+    _console(_SIZES_WIDTH).print(sizes_table(plans, "the plan of each size"))
     for plan in plans:
         _print_rejected(console, plan, f"rejected on {plan.cluster}", explain=explain)
     _print_list(console, "assumed", plans[0].assumptions)
@@ -87,8 +89,8 @@ def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path], *, explain: b
             _print_list(console, f"what would do for {plan.cluster}", plan.remedies)
 
 
-def _console() -> Console:
-    return Console(highlight=False, emoji=False, soft_wrap=True)
+def _console(least_width: int = 0) -> Console:
+    return Console(highlight=False, emoji=False, soft_wrap=True, width=max(least_width, Console().width))
 
 
 def _print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from scaling.errors import Infeasible, InputError
 from scaling.hardware import Cluster
+from scaling.plan.explain import shortage
 from scaling.plan.plan import TIE_FRACTION, Plan
 from scaling.recipe import Recipe
 from scaling.units import format_count
@@ -52,7 +53,11 @@ def fewest_gpus(recipe: Recipe, cluster: Cluster, planned: Callable[[Recipe, Clu
     name = f"{recipe.shape.name} at a global batch of {recipe.global_batch_size}"
     raise Infeasible(
         f"no number of {cluster.accelerator.name} up to {_MOST_NODES} nodes holds {name}",
-        hint=f"on {last.cluster}: {last.rejected[-1].reason}" if last else "choose a batch that more ranks divide",
+        hint=(
+            f"on {last.cluster}: {shortage(last.strategy, last.chosen.memory)}"
+            if last
+            else "choose a batch that more ranks divide"
+        ),
     )
 
 
