@@ -96,7 +96,7 @@ def with_nvme(
     if not path or not path.startswith("/") or not path.isprintable():
         raise InputError("nvme_path", path, "is not an absolute path", hint="name a folder on each node's NVMe drive, "
                          "such as --nvme-path /mnt/nvme --nvme-gib 1000")  # fmt: skip
-    if gib is None or not 0 < gib < _MOST_GIB:
+    if gib is None or not 1 <= gib < _MOST_GIB:
         raise InputError("nvme_gib", gib, "is not a capacity", hint="say how much a node may hold, such as 1000")
     assumptions = []
     if gb_per_s is None:
@@ -169,7 +169,7 @@ def cluster_of(
         nodes, gpus = gpus // per_node, per_node
         assumptions.append(f"nodes: {nodes} of {per_node}, since one {accelerator.name} node holds {per_node}")
     if host_gib is not None:
-        if accelerator.name == "cpu" or not 0 < host_gib < _MOST_GIB:
+        if accelerator.name == "cpu" or not 1 <= host_gib < _MOST_GIB:
             problem = "is measured on a CPU" if accelerator.name == "cpu" else "is not a capacity"
             raise InputError("host_gib", host_gib, problem, hint="give a node's memory, such as 2048, beside a --gpu")
         host_memory = int(host_gib * GIB)

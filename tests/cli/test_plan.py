@@ -83,6 +83,12 @@ _BAD = {
         ["--params", "1.3B", *EIGHT_A100, "--pin", "zero_stage=2,offload_param=cpu"],
         "pin",
     ),
+    "host memory of a byte": (["--params", "1.3B", *EIGHT_A100, "--host-gib", "1e-9"], "host_gib"),
+    "host memory without end": (["--params", "1.3B", *EIGHT_A100, "--host-gib", "inf"], "host_gib"),
+    "NVMe of a byte": (
+        ["--params", "1.3B", *EIGHT_A100, "--nvme-path", "/n", "--nvme-gib", "1e-9"],
+        "nvme_gib",
+    ),
     "no host memory": (["--params", "1.3B", *EIGHT_A100, "--host-gib", "0"], "host_gib"),
     "host memory of a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--host-gib", "64"], "host_gib"),
     "price 0": (["--params", "1.3B", *EIGHT_A100, "--price", "0"], "price"),
