@@ -5,7 +5,7 @@ from typing import Literal
 
 from scaling.shape import Shape
 
-Offload = Literal["none", "cpu"]
+Offload = Literal["none", "cpu", "nvme"]
 Checkpointing = Literal["none", "selective", "full"]
 SequenceParallelism = Literal["ulysses", "ring"]
 LossKernel = Literal["full", "chunked"]
@@ -54,6 +54,10 @@ class Strategy:
     allgather_bucket_size: int
 
     @property
+    def world_size(self) -> int:
+        return self.data_parallel_size * self.model_parallel_size * self.sequence_parallel_size
+
+    @property
     def global_batch_size(self) -> int:
         return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
 
@@ -78,6 +82,14 @@ class Strategy:
         return max(1, self.shards * self.tensor_parallel_size // self.expert_split)
 
     @property
+    def offloads(self) -> bool:
+        return self.offload_optimizer != "none" or self.offload_param != "none"
+
+    @property
+    def uses_nvme(self) -> bool:
+        return "nvme" in (self.offload_optimizer, self.offload_param)
+
+    @property
     def batch_equation(self) -> str:
         return (
             f"global batch {self.global_batch_size} = {self.micro_batch_size} micro x "
@@ -90,16 +102,21 @@ class Strategy:
         return parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
 
     def __str__(self) -> str:
-        family = family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+        family = family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
         family = ", ".join([family, *(f"{kind} parallel {size}" for kind, size in self.parallelism.items())])
         return f"{family}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
 
 
-def family_name(zero_stage: int, offload_optimizer: Offload, activation_checkpointing: Checkpointing) -> str:
+def family_name(
+    zero_stage: int, offload_optimizer: Offload, offload_param: Offload, activation_checkpointing: Checkpointing
+) -> str:
     """A strategy without its batch split, in words: "ZeRO-2, optimizer on cpu, full checkpointing"."""
     parts = [f"ZeRO-{zero_stage}"]
-    if offload_optimizer != "none":
-        parts.append(f"optimizer on {offload_optimizer}")
+    if offload_optimizer == offload_param != "none":
+        parts.append(f"optimizer and parameters on {offload_param}")
+    else:
+        offloads = {"optimizer": offload_optimizer, "parameters": offload_param}
+        parts += [f"{what} on {device}" for what, device in offloads.items() if device != "none"]
     parts.append(
         "no checkpointing" if activation_checkpointing == "none" else f"{activation_checkpointing} checkpointing"
     )
@@ -125,3 +142,10 @@ def bucket_size(shape: Shape) -> int:
     """
     size = min(max(shape.num_params // 8, _SMALLEST_BUCKET), _LARGEST_BUCKET)
     return size - size % 2
+
+
+def smaller_bucket_sizes(shape: Shape) -> tuple[int, ...]:
+    """A quarter and a sixteenth of `bucket_size`, for a plan that does not fit otherwise: more, smaller collectives."""
+    usual = bucket_size(shape)
+    sizes = (max(usual // part, _SMALLEST_BUCKET) for part in (4, 16))
+    return tuple(sorted({size - size % 2 for size in sizes if size < usual}, reverse=True))

@@ -16,7 +16,8 @@ from scaling.cost.activations import (
     scores_bytes_per_token,
 )
 from scaling.cost.job import Job
-from scaling.cost.model_states import FP32_BYTES, element_bytes, held_parameters
+from scaling.cost.memory import offload_share
+from scaling.cost.model_states import FP32_BYTES, accumulation_bytes, element_bytes, held_parameters
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
 from scaling.strategy import LOSS_CHUNK_TOKENS, Strategy, layers_per_rank
@@ -132,12 +133,10 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     attention = (3 if eager else 3.5) * scores
     again = recompute_terms(job, strategy, cluster)
     moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + loss_traffic_bytes(job, strategy, profile)
-    # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter. On the
-    # host, a node's ranks share the bandwidth; gradients go down PCIe and new parameters up.
+    # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter.
     _, trained = held_parameters(job, strategy)
     share = trained.sharded(strategy) if strategy.zero_stage >= 1 else trained.total
-    offloaded = strategy.offload_optimizer == "cpu"
-    host = share * cluster.gpus_per_node * 28 / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
+    offloaded = strategy.offload_optimizer != "none"
     link, network = communication(job, strategy, cluster)
     return Terms(
         # Eager attention is plain matmuls, and runs at their pace.
@@ -148,7 +147,7 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
         link=link,
         network=network,
         layers=busy * layers * 1e-3,
-        offload=host if offloaded else 0.0,
+        offload=offload_s(job, strategy, cluster, profile),
     )
 
 
@@ -166,6 +165,32 @@ def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
 def busy_micro_steps(strategy: Strategy) -> float:
     """Micro steps' worth of time in a step: a pipeline's are stretched by its idle ranks."""
     return strategy.gradient_accumulation_steps * pipeline_stretch(strategy)
+
+
+def offload_s(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> float:
+    """Seconds of a step's traffic with host and NVMe, and of the CPU's Adam, with nothing hidden behind compute.
+
+    deepspeed 0.19.8 (stage3.py partition_grads, stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu): a gradient
+    goes down PCIe after the first micro step, up and down again at each further one, and down in fp32 at the last;
+    new parameters come up. Offloaded parameters come up for every forward and every backward, and go down only where
+    the optimizer is on the device. Adam on the host moves 28 bytes a parameter. NVMe reads all four states and
+    writes them, and reads the parameters as often as they come up. A node's ranks share its memory and its drives.
+    """
+    width, steps = element_bytes(job.precision), strategy.gradient_accumulation_steps
+    summed = accumulation_bytes(strategy, job.precision, profile) if strategy.zero_stage == 3 else width
+    pcie = host = nvme = 0.0  # bytes per parameter of a rank's share
+    if strategy.offload_optimizer != "none":
+        pcie += (2 * steps - 1) * summed + 4
+        host += 28
+        nvme += 2 * 16 if strategy.offload_optimizer == "nvme" else 0
+    if strategy.offload_param != "none":
+        pcie += 2 * steps * width
+        nvme += (2 * steps + 1) * width if strategy.offload_param == "nvme" else 0
+    if (strategy.offload_optimizer == "none") != (strategy.offload_param == "none"):
+        pcie += width  # what was updated on one side is needed on the other
+    share = offload_share(job, strategy)
+    of_node = share * cluster.gpus_per_node * (host / _HOST_BYTES_PER_S + nvme / cluster.nvme_bytes_per_s)
+    return share * pcie / _PCIE_BYTES_PER_S + of_node
 
 
 def pipeline_stretch(strategy: Strategy) -> float:

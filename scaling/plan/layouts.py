@@ -22,6 +22,7 @@ class Layout:
 
     zero_stage: int
     offload_optimizer: Offload
+    offload_param: Offload
     activation_checkpointing: Checkpointing
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -33,30 +34,47 @@ class Layout:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of parallelism beside data parallelism."""
+        return tuple(parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size))
+
+    @property
     def runnable(self) -> bool:
-        used = parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
-        return used.keys() <= RUNNABLE
+        return RUNNABLE.issuperset(self.kinds)
 
     def __str__(self) -> str:
-        return family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+        return family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
 
 
 def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
-    """Every layout whose parallel sizes divide the model, the ranks and the batch."""
-    offloads: tuple[Offload, ...] = ("none",) if cluster.is_cpu else ("none", "cpu")
+    """Every layout whose parallel sizes divide the model, the ranks and the batch, and whose offloads are obeyed."""
+    places = offloads_on(cluster)
+    machinery = [
+        (stage, optimizer, param)
+        for stage, optimizer, param in product(range(4), places, places)
+        if not offload_ignored(stage, optimizer, param)
+    ]
     checkpointings: tuple[Checkpointing, ...] = ("none", "full")
     for tp, pp, sp in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
         if recipe.global_batch_size % (cluster.world_size // (tp * pp * sp)):
             continue
-        for stage, offload, checkpointing in product(range(4), offloads, checkpointings):
+        for (stage, optimizer, param), checkpointing in product(machinery, checkpointings):
             yield Layout(
                 zero_stage=stage,
-                offload_optimizer=offload,
+                offload_optimizer=optimizer,
+                offload_param=param,
                 activation_checkpointing=checkpointing,
                 tensor_parallel_size=tp,
                 pipeline_parallel_size=pp,
                 sequence_parallel_size=sp,
             )
+
+
+def offloads_on(cluster: Cluster) -> tuple[Offload, ...]:
+    """Where states may live: on a CPU, whose memory is the host's, only there; on NVMe where the cluster has one."""
+    if cluster.is_cpu:
+        return ("none",)
+    return ("none", "cpu", "nvme") if cluster.nvme_bytes else ("none", "cpu")
 
 
 def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[tuple[int, int, int]]:
@@ -77,6 +95,17 @@ def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[
             yield 1, 1, sp
 
 
+def offload_ignored(zero_stage: int, offload_optimizer: Offload, offload_param: Offload) -> str:
+    """What DeepSpeed 0.19.8 would do instead of offloading as asked, at this stage; an empty string where it obeys."""
+    if zero_stage == 0 and offload_optimizer != "none":
+        return "DeepSpeed accepts optimizer offload at stage 0 and ignores it"
+    if zero_stage < 3 and offload_param != "none":
+        return "DeepSpeed offloads parameters at stage 3 only, and ignores it below"
+    if zero_stage < 3 and offload_optimizer == "nvme":  # runtime/zero/stage_1_and_2.py:220
+        return "DeepSpeed offloads the optimizer to NVMe at stage 3 only, and below it silently to the CPU"
+    return ""
+
+
 def illegal(recipe: Recipe, layout: Layout) -> str:
     """Why DeepSpeed 0.19.8 would refuse a layout or do something else than asked; an empty string where neither."""
     stage = layout.zero_stage
@@ -85,8 +114,6 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
             f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
             "so its loss would differ from every other stage's"
         )
-    if stage == 0 and layout.offload_optimizer != "none":
-        return "DeepSpeed accepts optimizer offload at stage 0 and ignores it"
     if layout.pipeline_parallel_size > 1 and stage >= 2:
         return "DeepSpeed's pipeline engine refuses ZeRO stages 2 and 3"
     if layout.pipeline_parallel_size > 1 and stage == 0:

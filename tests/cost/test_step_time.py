@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from scaling.cost import Job, step_time
-from scaling.cost.step_time import communication_bytes
+from scaling.cost.step_time import communication_bytes, offload_s
 from scaling.registry import MODELS
 
 _PARTS = ("compute_s", "recompute_s", "memory_bound_s", "communication_s", "optimizer_s")
@@ -155,3 +155,29 @@ def test_offloading_the_optimizer_costs_time(estimate):
     _, _, on_host = estimate(**situation, offload_optimizer="cpu")
     assert on_host.optimizer_s > 5 * on_gpu.optimizer_s
     assert on_host.step_s > on_gpu.step_s
+
+
+_PLACES = ("none", "cpu", "nvme")
+
+
+@pytest.mark.parametrize("field", ["offload_optimizer", "offload_param"])
+def test_each_place_further_away_costs_more_time_and_parameters_cost_it_every_micro_step(estimate, field):
+    situation = dict(model="gpt3-1.3b", zero_stage=3, micro_batch_size=8)
+    slowest = [estimate(**situation, gradient_accumulation_steps=4, **{field: place})[2].step_s for place in _PLACES]
+    assert slowest == sorted(slowest)
+
+    def added(steps, place):
+        _, _, without = estimate(**situation, gradient_accumulation_steps=steps)
+        _, _, found = estimate(**situation, gradient_accumulation_steps=steps, **{field: place})
+        return found.optimizer_s - without.optimizer_s
+
+    assert added(8, "cpu") > added(4, "cpu") > added(1, "cpu")
+
+
+def test_nvme_time_is_bytes_over_bandwidth(cluster_like, planned_recipe, strategy_like):
+    # ZeRO-Infinity's case: 16 bytes a parameter of states, read and written once a step, by all ranks of a node.
+    recipe, cluster = planned_recipe("gpt3-13b"), cluster_like()
+    on_cpu = strategy_like(recipe, zero_stage=3, offload_optimizer="cpu")
+    on_nvme = strategy_like(recipe, zero_stage=3, offload_optimizer="nvme")
+    difference = offload_s(Job.of(recipe), on_nvme, cluster) - offload_s(Job.of(recipe), on_cpu, cluster)
+    assert difference == pytest.approx(32 * recipe.shape.num_params / 5e9, rel=1e-6)

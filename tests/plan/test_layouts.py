@@ -1,10 +1,12 @@
 """What is searched divides the model; what cannot be run is priced, reported and never chosen."""
 
+from dataclasses import replace
+
 import pytest
 
 from scaling import registry
 from scaling.plan import search
-from scaling.plan.layouts import RUNNABLE, illegal, layouts, parallel_sizes
+from scaling.plan.layouts import RUNNABLE, illegal, layouts, offload_ignored, parallel_sizes
 
 
 @pytest.mark.parametrize("model", ["gpt3-1.3b", "gpt3-175b", "gpt2-xl", "bert-large"])
@@ -63,7 +65,21 @@ def test_cutting_a_model_over_more_ranks_is_priced_slower_where_links_are_slower
 
     def tensor_parallel(gpu):
         plan = search(recipe, cluster_like(gpu, gpus=8))
-        (text,) = [r.reason for r in plan.rejected if "cannot run tensor parallelism" in r.reason]
-        return float(text.split(" x the chosen one")[0].split()[-1])
+        reasons = [r.reason for r in plan.rejected if "cannot run tensor parallelism" in r.reason]
+        return min(float(reason.split(" x the chosen one")[0].split()[-1]) for reason in reasons)
 
     assert tensor_parallel("a100-80gb-pcie") > tensor_parallel("a100-80gb")
+
+
+def test_what_is_offloaded_is_only_what_deepspeed_obeys(planned_recipe, cluster_like):
+    # deepspeed 0.19.8: offload_param is read at stage 3 only (zero/config.py), and NVMe is the CPU below it
+    # (zero/stage_1_and_2.py:220).
+    recipe, plain = planned_recipe("gpt3-1.3b"), cluster_like()
+    with_nvme = replace(plain, nvme_path="/mnt/nvme", nvme_bytes=2**40)
+    for cluster, places in ((plain, {"none", "cpu"}), (with_nvme, {"none", "cpu", "nvme"})):
+        found = {(each.zero_stage, each.offload_optimizer, each.offload_param) for each in layouts(recipe, cluster)}
+        assert {optimizer for stage, optimizer, _ in found if stage == 3} == places
+        assert {param for stage, _, param in found if stage == 3} == places
+        assert {optimizer for stage, optimizer, _ in found if stage in (1, 2)} == {"none", "cpu"}
+        assert {param for stage, _, param in found if stage < 3} == {"none"}
+        assert not any(offload_ignored(*each) for each in found)
