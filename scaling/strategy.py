@@ -104,7 +104,8 @@ class Strategy:
     def __str__(self) -> str:
         family = family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
         family = ", ".join([family, *(f"{kind} parallel {size}" for kind, size in self.parallelism.items())])
-        return f"{family}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
+        loss = ", chunked loss" if self.loss_kernel == "chunked" else ""
+        return f"{family}{loss}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
 
 
 def family_name(

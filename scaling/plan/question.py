@@ -12,7 +12,7 @@ from scaling.plan.layouts import Layout, illegal, layouts
 from scaling.plan.plan import Candidate
 from scaling.plan.steering import Steering
 from scaling.recipe import Recipe
-from scaling.strategy import Strategy, bucket_size, smaller_bucket_sizes
+from scaling.strategy import LossKernel, Strategy, bucket_size, smaller_bucket_sizes
 
 _LARGEST_MICRO_BATCH = 512
 
@@ -31,16 +31,22 @@ class Question:
         return cost.Job.of(self.recipe)
 
     def strategies(self, layout: Layout) -> Iterator[Strategy]:
-        """One for every micro batch that divides a data-parallel rank's share of the batch, smallest first."""
+        """One per loss kernel for every micro batch that divides a data-parallel rank's share of the batch, smallest
+        first."""
         share = self.recipe.global_batch_size // (self.cluster.world_size // layout.split)
         for micro in range(1, min(share, _LARGEST_MICRO_BATCH) + 1):
             # A pipeline with fewer micro-batches than ranks stands idle most of the time.
             if share % micro == 0 and share // micro >= layout.pipeline_parallel_size:
-                strategy = self._strategy(layout, micro, share // micro)
-                if self.steering.allows(strategy):
-                    yield strategy
+                for kernel in self._loss_kernels():
+                    strategy = self._strategy(layout, micro, share // micro, kernel)
+                    if self.steering.allows(strategy):
+                        yield strategy
 
-    def _strategy(self, layout: Layout, micro_batch_size: int, steps: int) -> Strategy:
+    def _loss_kernels(self) -> tuple[LossKernel, ...]:
+        """A masked-LM head has few logits, and is never chunked."""
+        return ("full", "chunked") if self.recipe.task == "causal-lm" else ("full",)
+
+    def _strategy(self, layout: Layout, micro_batch_size: int, steps: int, loss_kernel: LossKernel) -> Strategy:
         bucket = bucket_size(self.recipe.shape)
         return Strategy(
             zero_stage=layout.zero_stage,
@@ -53,6 +59,7 @@ class Question:
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=steps,
             activation_checkpointing=layout.activation_checkpointing,
+            loss_kernel=loss_kernel,
             reduce_bucket_size=bucket,
             allgather_bucket_size=bucket,
         )
@@ -83,13 +90,15 @@ class Question:
     def least(self) -> list[tuple[Strategy, cost.MemoryEstimate]]:
         """The strategy of each layout that can be run, at the micro batches that take least memory.
 
-        Memory grows with the micro batch, but a single micro step needs no sums: the least is at one of the two ends.
+        Memory grows with the micro batch, but a single micro step needs no sums: the least is at one of the two ends,
+        by one of the loss kernels.
         """
         found = []
         for layout in layouts(self.recipe, self.cluster):
             if layout.runnable and not illegal(self.recipe, layout):
                 allowed = list(self.strategies(layout))
-                found += [self.made_to_fit(allowed[end]) for end in (0, -1) if allowed]
+                ends = {strategy.micro_batch_size for strategy in (allowed[:1] + allowed[-1:])}
+                found += [self.made_to_fit(each) for each in allowed if each.micro_batch_size in ends]
         return found
 
 

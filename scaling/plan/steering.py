@@ -19,6 +19,7 @@ _FIELDS = {
     "micro_batch_size": int,
     "gradient_accumulation_steps": int,
     "activation_checkpointing": str,
+    "loss_kernel": str,
 }
 Pair = tuple[str, int | str]
 # Words for what people forbid most.

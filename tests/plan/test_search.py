@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaling import cost, ds_config
 from scaling.errors import InputError
-from scaling.plan import search
+from scaling.plan import search, steering_of
 from scaling.registry import MODELS
 from scaling.strategy import bucket_size
 from scaling.units import GIB
@@ -209,7 +209,8 @@ def test_a_huge_share_is_searched_in_a_moment(plan_for):
 
 def test_buckets_shrink_where_only_that_makes_a_plan_fit_and_it_says_so(planned_recipe, cluster_like):
     recipe, two = planned_recipe("gpt3-1.3b"), cluster_like("rtx-4090", gpus=2)
-    plan = search(recipe, two)
+    full = steering_of(pin=["loss_kernel=full"])  # a chunked loss fits without
+    plan = search(recipe, two, steering=full)
     assert plan.fits
     assert plan.strategy.reduce_bucket_size == plan.strategy.allgather_bucket_size == 25_000_000
     assert any("buckets: 25M elements instead of 100M" in sentence for sentence in plan.assumptions)
@@ -227,3 +228,16 @@ def test_a_whole_search_is_quick(model, nodes, batch, limit_s, planned_recipe, c
     started_at = time.process_time()
     search(recipe, cluster)
     assert time.process_time() - started_at < limit_s
+
+
+def test_a_chunked_loss_is_chosen_where_it_saves_memory_and_never_for_a_masked_lm(planned_recipe, cluster_like):
+    recipe, node = planned_recipe("gpt3-1.3b"), cluster_like()
+    plan = search(recipe, node)
+    assert plan.strategy.loss_kernel == "chunked"
+    assert "chunked loss" in str(plan.strategy)
+    full = search(recipe, node, steering=steering_of(pin=["loss_kernel=full"]))
+    assert full.strategy.loss_kernel == "full"
+    # It costs little time: adding up the head's gradient chunk by chunk.
+    assert plan.chosen.time.step_s <= 1.02 * full.chosen.time.step_s
+    masked = search(planned_recipe("bert-large"), node)
+    assert all(each.strategy.loss_kernel == "full" for each in masked.pareto)
