@@ -225,7 +225,10 @@ def host_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
     partition stays, and buffers of a sub group each. Parameters on the host keep their width; on NVMe they pass
     through buffers of the largest one, and a sub group waits to be written. Build and offload overlap at start-up.
     """
-    P, Z, width = job.shape.num_params, strategy.shards, element_bytes(job.precision)
+    built = job.shape.num_params * FP32_BYTES
+    if not strategy.offloads:
+        return cluster.gpus_per_node * built
+    Z, width = strategy.shards, element_bytes(job.precision)
     share, sub_group = offload_share(job, strategy), min(offload_share(job, strategy), sub_group_size(strategy))
     if strategy.zero_stage == 3:
         partition = accumulation_bytes(strategy, job.precision)
@@ -241,12 +244,14 @@ def host_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
         "cpu": share * width,
         "nvme": (NVME_PARAM_BUFFERS * nvme_buffer_size(job.shape, Z) + sub_group) * width,
     }
-    rank = P * FP32_BYTES + optimizer[strategy.offload_optimizer] + parameters[strategy.offload_param]
-    return cluster.gpus_per_node * rank
+    offloaded = optimizer[strategy.offload_optimizer] + parameters[strategy.offload_param]
+    return cluster.gpus_per_node * (built + offloaded)
 
 
 def nvme_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
     """NVMe of one node: master copy, two moments and gradient in fp32, and the parameters in their width."""
+    if not strategy.uses_nvme:
+        return 0
     optimizer = 4 * FP32_BYTES if strategy.offload_optimizer == "nvme" else 0
     parameters = element_bytes(job.precision) if strategy.offload_param == "nvme" else 0
     return cluster.gpus_per_node * offload_share(job, strategy) * (optimizer + parameters)

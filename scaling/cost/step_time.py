@@ -6,7 +6,7 @@ it training stays. The coefficients are few and shared; `scale validate` holds t
 Alphabet: T sequence, D hidden, L layers, W data-parallel ranks.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from scaling.cost.activations import (
     chunks_loss,
@@ -17,7 +17,7 @@ from scaling.cost.activations import (
 )
 from scaling.cost.job import Job
 from scaling.cost.memory import offload_share
-from scaling.cost.model_states import FP32_BYTES, accumulation_bytes, element_bytes, held_parameters
+from scaling.cost.model_states import FP32_BYTES, Held, accumulation_bytes, element_bytes, held_parameters
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
 from scaling.strategy import LOSS_CHUNK_TOKENS, Strategy, layers_per_rank
@@ -87,10 +87,11 @@ def step_time(
     """The estimate for one optimizer step of `job` by `strategy` on `cluster`."""
     c = coefficients or coefficients_of(cluster.accelerator)
     ideal = ideal_terms(job, strategy, cluster, profile)
-    again = recompute_terms(job, strategy, cluster)
+    matmul_again, attention_again = recompute(job, strategy, cluster.accelerator)
+    again_s = c.matmul * matmul_again + c.attention * attention_again
     parts = {  # at the profile's pace
-        "compute_s": c.matmul * (ideal.matmul - again.matmul) + c.attention * (ideal.attention - again.attention),
-        "recompute_s": c.matmul * again.matmul + c.attention * again.attention,
+        "compute_s": c.matmul * ideal.matmul + c.attention * ideal.attention - again_s,
+        "recompute_s": again_s,
         "memory_bound_s": c.memory * ideal.memory + c.layers * ideal.layers,
         "communication_s": c.link * ideal.link + c.network * ideal.network,
         "optimizer_s": c.optimizer * ideal.optimizer + c.offload * ideal.offload,
@@ -131,17 +132,17 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     # again: 5 matmuls to the forward's 2.
     matmul = (2 if job.adapter else 3) * weights + head_s(job, strategy, gpu)
     attention = (3 if eager else 3.5) * scores
-    again = recompute_terms(job, strategy, cluster)
+    matmul_again, attention_again = recompute(job, strategy, gpu)
     moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + loss_traffic_bytes(job, strategy, profile)
     # The optimizer reads and writes master, two moments and a gradient (28 bytes) and writes the parameter.
-    _, trained = held_parameters(job, strategy)
+    whole, trained = held_parameters(job, strategy)
     share = trained.sharded(strategy) if strategy.zero_stage >= 1 else trained.total
     offloaded = strategy.offload_optimizer != "none"
-    link, network = communication(job, strategy, cluster)
+    link, network = communication(job, strategy, cluster, whole, trained)
     return Terms(
         # Eager attention is plain matmuls, and runs at their pace.
-        matmul=busy * (matmul + (attention if eager else 0.0)) + again.matmul,
-        attention=busy * (0.0 if eager else attention) + again.attention,
+        matmul=busy * (matmul + (attention if eager else 0.0)) + matmul_again,
+        attention=busy * (0.0 if eager else attention) + attention_again,
         memory=busy * moved / gpu.memory_bytes_per_s,
         optimizer=0.0 if offloaded else share * (28 + element_bytes(job.precision)) / gpu.memory_bytes_per_s,
         link=link,
@@ -151,15 +152,13 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     )
 
 
-def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster) -> Terms:
-    """What full checkpointing adds to `matmul` and `attention`: the layers' forward once more."""
-    nothing = dict.fromkeys((field.name for field in fields(Terms)), 0.0)
+def recompute(job: Job, strategy: Strategy, gpu: Accelerator) -> tuple[float, float]:
+    """What full checkpointing adds to the terms `matmul` and `attention`: the layers' forward once more."""
     if strategy.activation_checkpointing != "full":
-        return Terms(**nothing)
-    weights, scores = (busy_micro_steps(strategy) * part for part in forward_s(job, strategy, cluster.accelerator))
-    if job.attention == "eager":
-        weights, scores = weights + scores, 0.0
-    return Terms(**nothing | {"matmul": weights, "attention": scores})
+        return 0.0, 0.0
+    weights, scores = forward_s(job, strategy, gpu)
+    busy = busy_micro_steps(strategy)
+    return (busy * (weights + scores), 0.0) if job.attention == "eager" else (busy * weights, busy * scores)
 
 
 def busy_micro_steps(strategy: Strategy) -> float:
@@ -176,6 +175,8 @@ def offload_s(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile =
     the optimizer is on the device. Adam on the host moves 28 bytes a parameter. NVMe reads all four states and
     writes them, and reads the parameters as often as they come up. A node's ranks share its memory and its drives.
     """
+    if not strategy.offloads:
+        return 0.0
     width, steps = element_bytes(job.precision), strategy.gradient_accumulation_steps
     summed = accumulation_bytes(strategy, job.precision, profile) if strategy.zero_stage == 3 else width
     pcie = host = nvme = 0.0  # bytes per parameter of a rank's share
@@ -283,7 +284,7 @@ def loss_traffic_bytes(job: Job, strategy: Strategy, profile: Profile) -> float:
     return moved
 
 
-def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float, float]:
+def communication(job: Job, strategy: Strategy, cluster: Cluster, whole: Held, trained: Held) -> tuple[float, float]:
     """Seconds of an optimizer step's traffic (within a node, between nodes) at the links' own rates.
 
     Ranks are numbered tensor parallel first, then sequence, expert, data and pipeline parallel, so that the chattiest
@@ -304,7 +305,6 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
         exchanged = (forwards + 1) * (2 * queries + keys_values)
     else:
         exchanged = (forwards + 2) * keys_values * sp
-    whole, trained = held_parameters(job, strategy)
     link = network = 0.0
     for volume, inside, size in (
         (layers * (forwards + 1) * 2 * 2 * activation, 1, tp),
@@ -313,6 +313,8 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
         (zero_bytes(job, strategy, whole.dense, trained.dense), tp, strategy.shards),
         (zero_bytes(job, strategy, whole.experts, trained.experts), strategy.expert_split, strategy.expert_shards),
     ):
+        if size == 1:
+            continue
         # A ring of `size` ranks that stand `inside` apart: so many of them are linked.
         together = min(size, max(1, linked // inside))
         nodes = size // together
