@@ -99,7 +99,12 @@ class Strategy:
     @property
     def parallelism(self) -> dict[str, int]:
         """The kinds of parallelism used beside data parallelism, each with its size: {"tensor": 4}."""
-        return parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
+        return parallelism(
+            self.tensor_parallel_size,
+            self.pipeline_parallel_size,
+            self.sequence_parallel_size,
+            self.expert_parallel_size,
+        )
 
     def __str__(self) -> str:
         family = family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
@@ -124,9 +129,16 @@ def family_name(
     return ", ".join(parts)
 
 
-def parallelism(tensor_parallel_size: int, pipeline_parallel_size: int, sequence_parallel_size: int) -> dict[str, int]:
+def parallelism(
+    tensor_parallel_size: int, pipeline_parallel_size: int, sequence_parallel_size: int, expert_parallel_size: int
+) -> dict[str, int]:
     """Those of the sizes that split anything, by kind, data parallelism apart: {"tensor": 4, "pipeline": 2}."""
-    sizes = {"tensor": tensor_parallel_size, "pipeline": pipeline_parallel_size, "sequence": sequence_parallel_size}
+    sizes = {
+        "tensor": tensor_parallel_size,
+        "pipeline": pipeline_parallel_size,
+        "sequence": sequence_parallel_size,
+        "expert": expert_parallel_size,
+    }
     return {kind: size for kind, size in sizes.items() if size > 1}
 
 

@@ -6,6 +6,7 @@ One table says what scale/train.py can run; the search prices the rest too, and 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from scaling.hardware import Cluster
 from scaling.recipe import Recipe
@@ -27,6 +28,7 @@ class Layout:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     sequence_parallel_size: int = 1
+    expert_parallel_size: int = 1
 
     @property
     def split(self) -> int:
@@ -36,7 +38,8 @@ class Layout:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of parallelism beside data parallelism."""
-        return tuple(parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size))
+        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
+        return tuple(parallelism(*sizes, self.expert_parallel_size))
 
     @property
     def runnable(self) -> bool:
@@ -55,7 +58,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
         if not offload_ignored(stage, optimizer, param)
     ]
     checkpointings: tuple[Checkpointing, ...] = ("none", "full")
-    for tp, pp, sp in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
+    for tp, pp, sp, ep in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
         if recipe.global_batch_size % (cluster.world_size // (tp * pp * sp)):
             continue
         for (stage, optimizer, param), checkpointing in product(machinery, checkpointings):
@@ -67,6 +70,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
                 tensor_parallel_size=tp,
                 pipeline_parallel_size=pp,
                 sequence_parallel_size=sp,
+                expert_parallel_size=ep,
             )
 
 
@@ -77,22 +81,37 @@ def offloads_on(cluster: Cluster) -> tuple[Offload, ...]:
     return ("none", "cpu", "nvme") if cluster.nvme_bytes else ("none", "cpu")
 
 
-def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[tuple[int, int, int]]:
-    """(tensor, pipeline, sequence) parallel sizes that divide heads, layers and sequence; (1, 1, 1) first.
+class Sizes(NamedTuple):
+    """Parallel sizes beside data parallelism. Experts are spread over ranks that do not share their data."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    sequence: int = 1
+    expert: int = 1
+
+
+def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[Sizes]:
+    """Sizes that divide heads, layers, sequence and experts; none of them first.
 
     Tensor and sequence parallel ranks stay within a node, where the links are fast; DeepSpeed's sequence parallelism
-    goes with neither of the other two.
+    goes with neither of the other two, its experts with neither of the three.
     """
     heads, world = shape.num_attention_heads, cluster.world_size
-    within = [size for size in range(1, cluster.gpus_per_node + 1) if cluster.gpus_per_node % size == 0]
+    within = _divisors(cluster.gpus_per_node)
     tensor = [size for size in within if heads % size == 0 and shape.num_key_value_heads % size == 0]
-    pipeline = [size for size in range(1, shape.num_layers + 1) if shape.num_layers % size == 0]
-    for pp, tp in product(pipeline, tensor):
+    for pp, tp in product(_divisors(shape.num_layers), tensor):
         if world % (tp * pp) == 0:
-            yield tp, pp, 1
+            yield Sizes(tensor=tp, pipeline=pp)
     for sp in within[1:]:
         if heads % sp == 0 and seq_length % sp == 0:
-            yield 1, 1, sp
+            yield Sizes(sequence=sp)
+    for ep in _divisors(shape.num_experts)[1:]:
+        if world % ep == 0:
+            yield Sizes(expert=ep)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def offload_ignored(zero_stage: int, offload_optimizer: Offload, offload_param: Offload) -> str:
@@ -120,4 +139,6 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
         return "at stage 0 DeepSpeed's pipeline engine clips by the first stage's gradient norm alone"
     if layout.sequence_parallel_size > 1 and stage != 3:
         return "below stage 3 DeepSpeed's Ulysses gives gradients that are too large by the sequence-parallel size"
+    if layout.expert_parallel_size > 1 and stage == 3:  # runtime/engine.py:2215
+        return "DeepSpeed refuses its mixtures of experts at ZeRO stage 3"
     return ""

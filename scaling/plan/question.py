@@ -56,6 +56,7 @@ class Question:
             tensor_parallel_size=layout.tensor_parallel_size,
             pipeline_parallel_size=layout.pipeline_parallel_size,
             sequence_parallel_size=layout.sequence_parallel_size,
+            expert_parallel_size=layout.expert_parallel_size,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=steps,
             activation_checkpointing=layout.activation_checkpointing,

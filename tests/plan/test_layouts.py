@@ -6,16 +6,17 @@ import pytest
 
 from scaling import registry
 from scaling.plan import search
-from scaling.plan.layouts import RUNNABLE, illegal, layouts, offload_ignored, parallel_sizes
+from scaling.plan.layouts import RUNNABLE, Layout, illegal, layouts, offload_ignored, parallel_sizes
 
 
 @pytest.mark.parametrize("model", ["gpt3-1.3b", "gpt3-175b", "gpt2-xl", "bert-large"])
 def test_parallel_sizes_divide_heads_layers_sequence_and_ranks(model, cluster_like):
     shape, cluster = registry.find(model).shape, cluster_like("a100-80gb", gpus=8, nodes=4)
     sizes = list(parallel_sizes(shape, 512, cluster))
-    assert sizes[0] == (1, 1, 1)
+    assert sizes[0] == (1, 1, 1, 1)
     assert len(sizes) == len(set(sizes))
-    for tp, pp, sp in sizes:
+    for tp, pp, sp, ep in sizes:
+        assert ep == 1  # no experts
         assert shape.num_attention_heads % tp == 0
         assert shape.num_attention_heads % sp == 0
         assert shape.num_layers % pp == 0
@@ -26,7 +27,14 @@ def test_parallel_sizes_divide_heads_layers_sequence_and_ranks(model, cluster_li
 
 def test_gpt2_xl_cannot_be_cut_over_eight_since_it_has_25_heads(cluster_like):
     sizes = parallel_sizes(registry.find("gpt2-xl").shape, 1024, cluster_like("a100-80gb", gpus=8))
-    assert {tp for tp, _, _ in sizes} == {1}
+    assert {each.tensor for each in sizes} == {1}
+
+
+def test_experts_are_spread_over_ranks_that_they_and_the_world_divide(cluster_like):
+    # mistralai/Mixtral-8x7B-v0.1 has 8 experts.
+    shape = replace(registry.find("gpt3-1.3b").shape, num_experts=8, experts_per_token=2)
+    sizes = parallel_sizes(shape, 2048, cluster_like("a100-80gb", gpus=4, nodes=3))
+    assert {each.expert for each in sizes} == {1, 2, 4}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +56,18 @@ def test_what_deepspeed_does_wrong_is_illegal_with_the_reason(changes, reason, p
     ]
     assert found
     assert all(reason in answer for answer in found)
+
+
+def test_deepspeed_has_no_experts_at_stage_3(planned_recipe):
+    # AssertionError "Native DeepSpeed MoE is not supported with ZeRO Stage 3": deepspeed 0.19.8, runtime/engine.py:2215.
+    fields = {"offload_optimizer": "none", "offload_param": "none", "activation_checkpointing": "none"}
+    recipe = planned_recipe("gpt3-1.3b")
+    reasons = {
+        stage: illegal(recipe, Layout(zero_stage=stage, expert_parallel_size=2, **fields)) for stage in (1, 2, 3)
+    }
+    assert "mixtures of experts" in reasons[3]
+    assert not reasons[1]
+    assert not reasons[2]
 
 
 def test_a_plan_chooses_only_what_can_be_run_and_says_what_else_would_bring(planned_recipe, cluster_like):
