@@ -59,7 +59,7 @@ def test_what_deepspeed_does_wrong_is_illegal_with_the_reason(changes, reason, p
 
 
 def test_deepspeed_has_no_experts_at_stage_3(planned_recipe):
-    # AssertionError "Native DeepSpeed MoE is not supported with ZeRO Stage 3": deepspeed 0.19.8, runtime/engine.py:2215.
+    # deepspeed 0.19.8, runtime/engine.py:2215: "Native DeepSpeed MoE is not supported with ZeRO Stage 3".
     fields = {"offload_optimizer": "none", "offload_param": "none", "activation_checkpointing": "none"}
     recipe = planned_recipe("gpt3-1.3b")
     reasons = {
