@@ -1,4 +1,4 @@
-"""The memory estimate against its peers' on the same measured runs, and how fast each answers.
+"""How fast the planner searches; the memory estimate against its peers' on the same measured runs, and their speed.
 
     pip install llm-analysis deepspeed
     python benchmarks/planner.py RUNS.csv
@@ -13,9 +13,11 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from scaling import validate
+from scaling import hardware, validate
+from scaling.plan import request, search
 from scaling.units import GIB
 from scaling.validate import Run
 from scaling.validate.predict import predicted_peak
@@ -32,6 +34,8 @@ def llm_analysis() -> Peer:
 
     def predict(run: Run) -> float | None:
         job, strategy, shape = run.job, run.strategy, run.job.shape
+        if job.adapter or job.step_in_backward or job.tiled_mlp or strategy.offload_activations:
+            return None
         bits = 32 if job.precision == "fp32" else 16
         recompute = {"none": "NONE", "selective": "SELECTIVE", "full": "FULL"}[strategy.activation_checkpointing]
         model = ModelConfig(
@@ -71,6 +75,8 @@ def deepspeed_estimator() -> Peer:
 
     def predict(run: Run) -> float | None:
         strategy, cluster, shape = run.strategy, run.cluster, run.job.shape
+        if run.job.adapter:
+            return None
         offload = strategy.offload_optimizer == "cpu"
         if strategy.zero_stage == 2:
             return float(zero2(shape.num_params, cluster.gpus_per_node, cluster.num_nodes, cpu_offload=offload)[1])
@@ -85,9 +91,26 @@ def deepspeed_estimator() -> Peer:
     return predict
 
 
+def searches() -> None:
+    """Whole searches, with and without NVMe to offload to."""
+    print(f"{'search':32}{'process time':>14}{'strategies':>12}{'per second':>12}")
+    for params, nodes, nvme_gib in (("1.3B", 1, None), ("1.3B", 1, 4000), ("175B", 128, None), ("175B", 128, 30_000)):
+        cluster, _ = hardware.cluster_of("a100-80gb", 8, nodes, None, None)
+        cluster = replace(cluster, host_memory_bytes=2**43)  # so that 175B, which each rank builds whole, fits
+        cluster, _ = hardware.with_nvme(cluster, "/mnt/nvme" if nvme_gib else None, nvme_gib, None)
+        recipe, _ = request.recipe_for(cluster, params=params)
+        started_at = time.process_time()
+        found = search(recipe, cluster)
+        took = time.process_time() - started_at
+        label = f"{params} on {cluster.world_size} GPUs{', NVMe' if nvme_gib else ''}"
+        print(f"{label:32}{took:>12.3f} s{found.num_priced:>12,}{found.num_priced / took:>12,.0f}")
+    print()
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
+    searches()
     runs, skipped = validate.load(sys.argv[1])
     runs = [run for run in runs if run.measured_peak_bytes is not None]
     print(f"{len(runs)} runs with a peak ({len(skipped)} rows of the table skipped)\n")

@@ -5,10 +5,15 @@ from typing import Literal
 
 from scaling.shape import Shape
 
-Offload = Literal["none", "cpu"]
+Offload = Literal["none", "cpu", "nvme"]
 Checkpointing = Literal["none", "selective", "full"]
 SequenceParallelism = Literal["ulysses", "ring"]
+LossKernel = Literal["full", "chunked"]
 Rank = Literal["first", "last", "any"]  # of a pipeline
+
+# Tokens whose logits a chunked loss holds at once: enough that adding up the head's gradient in fp32, 10 bytes for
+# 4,096 FLOPs, stays a small part of it.
+LOSS_CHUNK_TOKENS = 2048
 
 _LARGEST_BUCKET = 100_000_000  # elements: 0.2 GB in 16 bit, far beyond what saturates NVLink or a 400 Gb/s network
 _SMALLEST_BUCKET = 65_536
@@ -24,6 +29,7 @@ class Strategy:
     2022). `expert_parallel_size` ranks of those that share no data hold different experts, each expert cut by
     `expert_tensor_parallel_size` (None: as everything else is). `virtual_pipeline_size` is the chunks of layers per
     pipeline rank (Narayanan et al. 2021). `offload_activations` moves what waits for the backward to the host.
+    A "chunked" loss has the logits of LOSS_CHUNK_TOKENS tokens at a time, and makes their gradient at once.
     `reduce_bucket_size` and `allgather_bucket_size` are elements; the first is also ZeRO-3's prefetch bound.
     """
 
@@ -43,8 +49,13 @@ class Strategy:
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: Checkpointing
+    loss_kernel: LossKernel = "full"
     reduce_bucket_size: int
     allgather_bucket_size: int
+
+    @property
+    def world_size(self) -> int:
+        return self.data_parallel_size * self.model_parallel_size * self.sequence_parallel_size
 
     @property
     def global_batch_size(self) -> int:
@@ -71,6 +82,14 @@ class Strategy:
         return max(1, self.shards * self.tensor_parallel_size // self.expert_split)
 
     @property
+    def offloads(self) -> bool:
+        return self.offload_optimizer != "none" or self.offload_param != "none"
+
+    @property
+    def uses_nvme(self) -> bool:
+        return "nvme" in (self.offload_optimizer, self.offload_param)
+
+    @property
     def batch_equation(self) -> str:
         return (
             f"global batch {self.global_batch_size} = {self.micro_batch_size} micro x "
@@ -80,28 +99,46 @@ class Strategy:
     @property
     def parallelism(self) -> dict[str, int]:
         """The kinds of parallelism used beside data parallelism, each with its size: {"tensor": 4}."""
-        return parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
+        return parallelism(
+            self.tensor_parallel_size,
+            self.pipeline_parallel_size,
+            self.sequence_parallel_size,
+            self.expert_parallel_size,
+        )
 
     def __str__(self) -> str:
-        family = family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+        family = family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
         family = ", ".join([family, *(f"{kind} parallel {size}" for kind, size in self.parallelism.items())])
-        return f"{family}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
+        loss = ", chunked loss" if self.loss_kernel == "chunked" else ""
+        return f"{family}{loss}, micro batch {self.micro_batch_size} x {self.gradient_accumulation_steps}"
 
 
-def family_name(zero_stage: int, offload_optimizer: Offload, activation_checkpointing: Checkpointing) -> str:
+def family_name(
+    zero_stage: int, offload_optimizer: Offload, offload_param: Offload, activation_checkpointing: Checkpointing
+) -> str:
     """A strategy without its batch split, in words: "ZeRO-2, optimizer on cpu, full checkpointing"."""
     parts = [f"ZeRO-{zero_stage}"]
-    if offload_optimizer != "none":
-        parts.append(f"optimizer on {offload_optimizer}")
+    if offload_optimizer == offload_param != "none":
+        parts.append(f"optimizer and parameters on {offload_param}")
+    else:
+        offloads = {"optimizer": offload_optimizer, "parameters": offload_param}
+        parts += [f"{what} on {device}" for what, device in offloads.items() if device != "none"]
     parts.append(
         "no checkpointing" if activation_checkpointing == "none" else f"{activation_checkpointing} checkpointing"
     )
     return ", ".join(parts)
 
 
-def parallelism(tensor_parallel_size: int, pipeline_parallel_size: int, sequence_parallel_size: int) -> dict[str, int]:
+def parallelism(
+    tensor_parallel_size: int, pipeline_parallel_size: int, sequence_parallel_size: int, expert_parallel_size: int
+) -> dict[str, int]:
     """Those of the sizes that split anything, by kind, data parallelism apart: {"tensor": 4, "pipeline": 2}."""
-    sizes = {"tensor": tensor_parallel_size, "pipeline": pipeline_parallel_size, "sequence": sequence_parallel_size}
+    sizes = {
+        "tensor": tensor_parallel_size,
+        "pipeline": pipeline_parallel_size,
+        "sequence": sequence_parallel_size,
+        "expert": expert_parallel_size,
+    }
     return {kind: size for kind, size in sizes.items() if size > 1}
 
 
@@ -118,3 +155,10 @@ def bucket_size(shape: Shape) -> int:
     """
     size = min(max(shape.num_params // 8, _SMALLEST_BUCKET), _LARGEST_BUCKET)
     return size - size % 2
+
+
+def smaller_bucket_sizes(shape: Shape) -> tuple[int, ...]:
+    """A quarter and a sixteenth of `bucket_size`, for a plan that does not fit otherwise: more, smaller collectives."""
+    usual = bucket_size(shape)
+    sizes = (max(usual // part, _SMALLEST_BUCKET) for part in (4, 16))
+    return tuple(sorted({size - size % 2 for size in sizes if size < usual}, reverse=True))

@@ -10,10 +10,10 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from scaling import cost, ds_config, hardware, registry
 from scaling import recipe as recipes
@@ -21,7 +21,7 @@ from scaling.errors import InputError, ScaleError
 from scaling.files import read_text, write_folder
 from scaling.recipe import Recipe
 from scaling.report import comparison, table
-from scaling.strategy import Strategy
+from scaling.strategy import LossKernel, Strategy
 
 if TYPE_CHECKING:
     from scaling.data import Corpus
@@ -41,6 +41,7 @@ class Request:
     run_dir: Path
     resume: str
     max_steps: int | None
+    loss_kernel: LossKernel
     world_size: int
 
 
@@ -64,6 +65,9 @@ def parse(argv: Sequence[str] | None = None) -> Request:
     parser.add_argument("--run_dir", help="where the run lives; default: the plan's folder, or runs/NAME")
     parser.add_argument("--resume", default="auto", help="auto, never, or a run directory or checkpoint")
     parser.add_argument("--max_steps", type=int, help="stop after this many steps of the recipe's schedule")
+    parser.add_argument(
+        "--loss_kernel", choices=get_args(LossKernel), help="full or chunked logits; default: the plan's, or full"
+    )
     parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by launchers")
     parser.add_argument("--deepspeed", action="store_true", help="accepted for launchers' sake; always on")
@@ -89,6 +93,7 @@ def parse(argv: Sequence[str] | None = None) -> Request:
         run_dir=Path(args.run_dir or (config_path.parent if planned else Path("runs") / recipe.name)),
         resume=args.resume,
         max_steps=args.max_steps,
+        loss_kernel=args.loss_kernel or _planned_loss_kernel(plan),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
     )
 
@@ -97,6 +102,7 @@ def run(request: Request) -> None:
     """Checks what needs torch to check, joins the other ranks, and trains. Nothing is written before all is checked."""
     recipe = request.recipe
     strategy = ds_config.strategy_of(request.config, recipe, request.world_size)
+    strategy = replace(strategy, loss_kernel=request.loss_kernel)
     config, notes = ds_config.reconcile(request.config, recipe, strategy)
 
     from scaling import data
@@ -142,7 +148,7 @@ def _train(
     from scaling.training.run import Metrics
 
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
-    engine = make_engine(recipe, config, checkpoint_activations=strategy.activation_checkpointing == "full")
+    engine = make_engine(recipe, config, strategy)
     step = checkpoint.load(engine, resume_from) if resume_from else 0
     stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
     talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
@@ -207,6 +213,12 @@ def _plan(path: Path) -> dict[str, Any]:
     if not isinstance(plan, dict):
         raise InputError("plan", str(path), "is not a JSON object", hint="write it anew with `scale plan`")
     return plan
+
+
+def _planned_loss_kernel(plan: dict[str, Any] | None) -> LossKernel:
+    """The plan's, which no key of a ds_config can carry; DeepSpeed has none."""
+    strategy = plan.get("strategy") if plan else None
+    return "chunked" if isinstance(strategy, dict) and strategy.get("loss_kernel") == "chunked" else "full"
 
 
 def _recipe_path(asked: str | None, plan: dict[str, Any] | None, config_path: Path) -> Path:

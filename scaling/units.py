@@ -11,6 +11,7 @@ from scaling.errors import InputError
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 BITS_PER_BYTE = 8
 SECONDS_PER_DAY = 86_400
+HOURS_PER_DAY = 24
 
 _COUNT = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]{1,3})?)\s*([kKmMbBgGtT]?)", re.ASCII)
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}

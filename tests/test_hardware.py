@@ -363,11 +363,11 @@ l40:
 
 
 def test_a_users_row_for_a_known_name_changes_what_it_says_and_keeps_the_rest(tmp_path):
-    text = "H100:\n  matmul_16bit_tflops: 650\n  power_w: 5e2\n  source: our nodes, capped\n"
+    text = "H100:\n  matmul_16bit_tflops: 650\n  power_w: 5e2\n  price_per_hour: 2.5\n  source: our nodes, capped\n"
     (row,) = _rows(tmp_path, text).values()
     shipped = ACCELERATORS["h100"]
     assert row.source == f"our nodes, capped; else as h100: {shipped.source}"
-    assert row == replace(shipped, matmul_flops=650e12, power_w=500, source=row.source)
+    assert row == replace(shipped, matmul_flops=650e12, power_w=500, price_per_hour=2.5, source=row.source)
 
 
 def test_a_users_row_like_another_is_a_new_one(tmp_path):
@@ -408,7 +408,7 @@ def test_what_was_said_of_another_node_is_not_said_of_the_users(tmp_path):
 
 def test_every_figure_of_a_row_can_be_written_and_is_read_back(tmp_path):
     assert {field.attribute for field in FIELDS} == vars(ACCELERATORS["t4"]).keys() - {"name", "matmul_is_measured"}
-    row = ACCELERATORS["gb200"]
+    row = replace(ACCELERATORS["gb200"], price_per_hour=10.5)
     text = "mine:\n"
     for field in FIELDS:
         value = getattr(row, field.attribute)

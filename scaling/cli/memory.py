@@ -3,11 +3,9 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
-
-from scaling.cli.plan import memory_table
 
 
 def memory(
@@ -24,9 +22,10 @@ def memory(
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each matrix.")] = 1,
     pipeline_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share the layers.")] = 1,
     sequence_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each sequence.")] = 1,
-    offload_optimizer: Annotated[
-        bool, typer.Option("--offload-optimizer", help="Optimizer states on the host.")
-    ] = False,
+    offload_optimizer: Annotated[str, typer.Option(help="Where optimizer states live: none, cpu or nvme.")] = "none",
+    offload_param: Annotated[str, typer.Option(help="Where parameters wait: none, cpu or nvme.")] = "none",
+    nvme_path: Annotated[str | None, typer.Option(help="A folder on each node's NVMe drive.")] = None,
+    nvme_gib: Annotated[float | None, typer.Option(help="How much of it a node may fill, in GiB.")] = None,
     activation_checkpointing: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
     profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The estimate as JSON.")] = False,
@@ -38,16 +37,28 @@ def memory(
     from rich.console import Console
 
     from scaling import cost, hardware
+    from scaling.cli.plan_text import memory_table
     from scaling.cost.profile import DEEPSPEED, load_profile
     from scaling.errors import InputError, did_you_mean
     from scaling.plan import request
-    from scaling.strategy import Strategy, bucket_size
+    from scaling.plan.layouts import offload_ignored
+    from scaling.strategy import Checkpointing, Offload, Strategy, bucket_size
 
-    kinds = ("none", "selective", "full")
-    if activation_checkpointing not in kinds:
-        hint = did_you_mean(activation_checkpointing, kinds)
-        raise InputError("activation_checkpointing", activation_checkpointing, "is not a policy", hint=hint)
+    for field, value, kinds in (
+        ("activation_checkpointing", activation_checkpointing, get_args(Checkpointing)),
+        ("offload_optimizer", offload_optimizer, get_args(Offload)),
+        ("offload_param", offload_param, get_args(Offload)),
+    ):
+        if value not in kinds:
+            raise InputError(field, value, "is none of its values", hint=did_you_mean(value, kinds))
+    if ignored := offload_ignored(zero_stage, offload_optimizer, offload_param):  # type: ignore[arg-type]  # checked
+        raise InputError("zero_stage", zero_stage, f"does not offload so: {ignored}", hint="--zero-stage 3")
     cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, None, None)
+    cluster, _ = hardware.with_nvme(cluster, nvme_path, nvme_gib, None)
+    if "nvme" in (offload_optimizer, offload_param) and not cluster.nvme_bytes:
+        raise InputError(
+            "offload_optimizer, offload_param", "nvme", "needs an NVMe drive", hint="give --nvme-path and --nvme-gib"
+        )
     split = tensor_parallel_size * pipeline_parallel_size * sequence_parallel_size
     if cluster.world_size % split:
         raise InputError(
@@ -70,7 +81,8 @@ def memory(
     bucket = bucket_size(shape)
     strategy = Strategy(
         zero_stage=zero_stage,
-        offload_optimizer="cpu" if offload_optimizer else "none",
+        offload_optimizer=offload_optimizer,  # type: ignore[arg-type]  # checked above
+        offload_param=offload_param,  # type: ignore[arg-type]  # checked above
         data_parallel_size=ranks,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from scaling.cost import MemoryEstimate
+    from scaling.hardware import Cluster
     from scaling.plan import Plan
     from scaling.recipe import Recipe
 
@@ -25,6 +23,12 @@ def plan(
         Path | None, typer.Option("--hardware", help="A YAML file of accelerators of your own.")
     ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="Nodes and slots from a file.")] = None,
+    host_gib: Annotated[float | None, typer.Option(help="Memory of a node's host, in GiB.")] = None,
+    nvme_path: Annotated[
+        str | None, typer.Option(help="A folder on each node's NVMe drive: states may be offloaded there.")
+    ] = None,
+    nvme_gib: Annotated[float | None, typer.Option(help="How much of it a node may fill, in GiB.")] = None,
+    nvme_gb_per_s: Annotated[float | None, typer.Option(help="How fast a node's drives are, in GB/s.")] = None,
     seq_length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(help="Samples per optimizer step.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.")] = None,
@@ -32,11 +36,24 @@ def plan(
     optimizer: Annotated[str | None, typer.Option(help="adamw.")] = None,
     max_model: Annotated[bool, typer.Option("--max-model", help="Find the largest GPT that fits.")] = False,
     min_gpus: Annotated[bool, typer.Option("--min-gpus", help="Find the fewest GPUs that hold the model.")] = False,
-    objective: Annotated[str, typer.Option(help="What counts: time or memory.")] = "time",
+    price: Annotated[
+        float | None, typer.Option(help="What a GPU-hour costs, in any currency: adds the cost of the run.")
+    ] = None,
+    elastic: Annotated[
+        str | None,
+        typer.Option(help="A range of GPUs, such as 4-8: one global batch for all, and a plan for each number."),
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What counts: time, memory, or cost: the fewest GPU-hours for the whole run, on 1, 2, 4, ... GPUs of "
+            "a node, then whole nodes, doubling, up to those given."
+        ),
+    ] = "time",
     pin: Annotated[list[str] | None, typer.Option(help="A field that must hold, such as zero_stage=2.")] = None,
     forbid: Annotated[
         list[str] | None,
-        typer.Option(help="What must not be: offload, checkpointing, or zero_stage=3."),
+        typer.Option(help="What must not be: offload, nvme, checkpointing, or zero_stage=3."),
     ] = None,
     safety: Annotated[float | None, typer.Option(help="The share of a device to fill, such as 0.9.")] = None,
     profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
@@ -56,13 +73,20 @@ def plan(
     Exit 0: it fits. Exit 1: it does not, and what would. Nothing is written then.
     """
     from scaling import hardware
+    from scaling.cli import plan_text
     from scaling.cost.profile import DEEPSPEED, load_profile
     from scaling.launch import bundle, parse_hostfile
     from scaling.plan import reverse, search, steering_of
 
     hosts = parse_hostfile(hostfile) if hostfile else None
     rows = hardware.known_accelerators(hardware_file) if hardware_file else None
-    cluster, assumptions = hardware.cluster_of(gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None, rows=rows)
+    cluster, assumptions = hardware.cluster_of(
+        gpu, gpus, nodes, hosts, str(hostfile) if hostfile else None, host_gib=host_gib, rows=rows
+    )
+    cluster, said = hardware.with_nvme(cluster, nvme_path, nvme_gib, nvme_gb_per_s)
+    assumptions += said
+    if price is not None:
+        cluster = hardware.priced(cluster, price)
     steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid or ())
     known = load_profile(profile) if profile else DEEPSPEED
     asked = dict(
@@ -74,8 +98,16 @@ def plan(
         everything = [*assumptions, *said]
         return search(what, on, assumptions=everything, top=top, profile=known, steering=steering)
 
+    if elastic is not None:
+        _exclude("elastic", elastic, max_model=max_model, min_gpus=min_gpus, objective=steering.objective == "cost")
+        parts, what, said = _elastic(elastic, recipe, cluster, **asked)
+        _answer_elastic([planned(what, part, said) for part in parts], out, explain=explain, as_json=as_json)
+        return
+    sizes: tuple[Plan, ...] = ()
+    if steering.objective == "cost":
+        _exclude("objective", "cost", max_model=max_model, min_gpus=min_gpus)
     if max_model:
-        _exclude("max_model", recipe=recipe, params=params, model=model, min_gpus=min_gpus or None)
+        _exclude("max_model", True, recipe=recipe, params=params, model=model, min_gpus=min_gpus)
 
         def of_size(num_params: int) -> "Plan":
             what, said = _recipe(None, cluster, **{**asked, "params": str(num_params)})
@@ -86,28 +118,84 @@ def plan(
         what, said = _recipe(recipe, cluster, **asked)
         if min_gpus:
             answer = reverse.fewest_gpus(what, cluster, lambda what, on: planned(what, on, said))
+        elif steering.objective == "cost":
+            answer, sizes = reverse.cheapest(what, cluster, lambda what, on: planned(what, on, said))
         else:
             answer = planned(what, cluster, said)
     what, cluster = answer.recipe, answer.cluster
-    folder = (
-        out or Path("plans") / f"{what.name}-{cluster.num_nodes}x{cluster.gpus_per_node}-{cluster.accelerator.name}"
-    )
+    folder = out or _default_folder(answer, f"{cluster.num_nodes}x{cluster.gpus_per_node}")
     if answer.fits and (out or not as_json):
         bundle.write(answer, folder)
     if as_json:
-        print(json.dumps(bundle.document(answer, folder), indent=2))
+        considered = {"sizes": [bundle.summary(size) for size in sizes]} if sizes else {}
+        print(json.dumps(bundle.document(answer, folder) | considered, indent=2))
     else:
-        _show(answer, folder, explain=explain)
+        plan_text.show(answer, folder, sizes, explain=explain)
     if not answer.fits:
         raise typer.Exit(1)
 
 
-def _exclude(flag: str, **others: Any) -> None:
+def _answer_elastic(plans: "list[Plan]", out: Path | None, *, explain: bool, as_json: bool) -> None:
+    """Writes and prints one plan per size; exit 1 where one does not fit, and then nothing is written."""
+    from scaling.cli import plan_text
+    from scaling.launch import bundle
+
+    worlds = [plan.cluster.world_size for plan in plans]
+    above = out or _default_folder(plans[0], f"elastic-{worlds[0]}-{worlds[-1]}")
+    folders = [above / f"{world}_gpus" for world in worlds]
+    fits = all(plan.fits for plan in plans)
+    if fits and (out or not as_json):
+        for plan, folder in zip(plans, folders, strict=True):
+            bundle.write(plan, folder)
+    if as_json:
+        documents = [bundle.document(plan, folder) for plan, folder in zip(plans, folders, strict=True)]
+        batch = plans[0].recipe.global_batch_size
+        print(json.dumps({"global_batch_size": batch, "fits": fits, "sizes": documents}, indent=2))
+    else:
+        plan_text.show_elastic(plans, folders, explain=explain)
+    if not fits:
+        raise typer.Exit(1)
+
+
+def _default_folder(plan: "Plan", size: str) -> Path:
+    return Path("plans") / f"{plan.recipe.name}-{size}-{plan.cluster.accelerator.name}"
+
+
+def _exclude(field: str, value: object, **others: Any) -> None:
+    """Raises InputError where a flag of `others` was given beside `field`."""
     from scaling.errors import InputError
 
-    for name, value in others.items():
-        if value is not None:
-            raise InputError(flag, name, "is a flag that it excludes", hint=f"give --{flag.replace('_', '-')} alone")
+    for name, other in others.items():
+        if other:
+            raise InputError(
+                field, value, f"and --{name.replace('_', '-')} exclude each other", hint="give one of the two"
+            )
+
+
+def _elastic(
+    text: str, path: Path | None, cluster: "Cluster", **asked: Any
+) -> "tuple[list[Cluster], Recipe, list[str]]":
+    """The sizes of a range, a recipe whose batch they all divide, and what had to be assumed.
+
+    A batch that was asked for or published moves to the nearest that serves; one that a recipe fixes is refused.
+    """
+    from scaling.errors import InputError
+    from scaling.plan.elastic import common_batch, sizes_of
+
+    sizes = sizes_of(text, cluster)
+    recipe, said = _recipe(path, cluster, **asked)
+    wanted = asked["global_batch_size"] or recipe.global_batch_size
+    batch = common_batch(wanted, sizes)
+    worlds = ", ".join(str(size.world_size) for size in sizes)
+    if batch != wanted:
+        problem = f"is not a multiple of each of {worlds} GPUs"
+        if path is not None and asked["global_batch_size"] is None:
+            hint = f"nearest: {batch}; a plan does not change a recipe's loss, so ask with --global-batch-size {batch}"
+            raise InputError("global_batch_size", wanted, problem, hint=hint)
+        recipe, said = _recipe(path, cluster, **{**asked, "global_batch_size": batch})
+        said.append(f"global_batch_size: {batch}, the nearest to {wanted}, which {problem}")
+    said.append("elastic: a checkpoint resumes only on as many GPUs as wrote it: each size is a run of its own")
+    return sizes, recipe, said
 
 
 def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, list[str]]":
@@ -123,81 +211,3 @@ def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, lis
         if (value := asked.pop(name)) is not None:
             raise InputError(name, value, "and --recipe exclude each other", hint="the recipe names the model")
     return request.overridden(recipe.load(path), **asked)
-
-
-def _show(plan: "Plan", folder: Path, *, explain: bool) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from scaling.launch import bundle
-    from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_duration
-
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
-    recipe, shape, memory, time = plan.recipe, plan.recipe.shape, plan.chosen.memory, plan.chosen.time
-    answer = f"[bold green]{plan.strategy}[/]" if plan.fits else "[bold red]does not fit[/]"
-    size = f"{shape.num_layers} layers x {shape.hidden_size}, {format_count(shape.num_params)} parameters"
-    rows = [
-        ("plan", answer),
-        ("model", escape(f"{shape.name}: {size}")),
-        ("cluster", f"{plan.cluster} ({format_bytes(memory.capacity_bytes)} each)"),
-        ("batch", f"{plan.strategy.batch_equation}; {format_count(recipe.tokens_per_step)} tokens a step"),
-    ]
-    if plan.fits:
-        speed = f"{format_count(time.tokens_per_second)} tokens/s, {format_duration(time.step_s)} a step"
-        total = f"{format_count(recipe.num_steps * recipe.tokens_per_step)} tokens in {recipe.num_steps} steps"
-        rows += [
-            ("speed", f"{speed}, MFU {time.mfu_fraction:.0%}"),
-            ("training", f"{total}: {format_duration(time.train_days * SECONDS_PER_DAY)}"),
-        ]
-    for name, text in rows:
-        console.print(f"[bold]{name:<9}[/]{text}")
-
-    of = "" if plan.fits else f" of the closest, {plan.strategy}"
-    console.print(memory_table(memory, f"memory per rank{of}"))
-
-    if plan.alternatives:
-        table = Table(title="alternatives that fit", title_justify="left", box=box.SIMPLE)
-        for column in ("strategy", "process", "tokens/s"):
-            table.add_column(column, justify="left" if column == "strategy" else "right")
-        for other in plan.alternatives:
-            speed = format_count(other.time.tokens_per_second)
-            table.add_row(str(other.strategy), format_bytes(other.memory.total_bytes), speed)
-        console.print(table)
-    if explain or not plan.fits:
-        console.print("[bold]rejected[/]")
-        for rejection in plan.rejected:
-            console.print(f"  {escape(rejection.strategy)}: {escape(rejection.reason)}")
-    console.print("[bold]assumed[/]")
-    for sentence in plan.assumptions:
-        console.print(f"  {escape(sentence)}")
-    if plan.fits:
-        console.print(f"[bold]wrote[/]    {escape(str(folder / bundle.DS_CONFIG))}, {bundle.PLAN}, {bundle.RECIPE}")
-        console.print(f"[bold]launch[/]   {escape(bundle.launch_command(plan, folder))}")
-    else:
-        console.print("[bold]what would do[/]")
-        for remedy in plan.remedies:
-            console.print(f"  {escape(remedy)}")
-
-
-def memory_table(memory: "MemoryEstimate", title: str) -> "Table":
-    """An itemised estimate at its peak."""
-    from rich import box
-    from rich.table import Table
-
-    from scaling.units import format_bytes
-
-    moment = memory.peak_moment.replace("_", " ")
-    table = Table(title=f"{title}, at its peak ({moment})", title_justify="left", box=box.SIMPLE)
-    table.add_column("part")
-    table.add_column("bytes", justify="right")
-    for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers"):
-        table.add_row(name, format_bytes(getattr(memory, f"{name}_bytes")))
-    table.add_row("allocated", format_bytes(memory.peak_allocated_bytes), style="bold")
-    table.add_row("reserved by the allocator", format_bytes(memory.peak_reserved_bytes))
-    table.add_row("context and communication", format_bytes(memory.context_bytes))
-    process = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.capacity_bytes)}"
-    table.add_row("process", process, style="bold")
-    table.add_row("host memory per node", format_bytes(memory.host_bytes_per_node))
-    return table

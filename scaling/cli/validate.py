@@ -61,8 +61,8 @@ def _show(found: dict[str, Any]) -> None:
     console.print(table)
     fits = found["fits"]
     console.print(
-        f"verdicts on {fits['rows']} runs: {fits['wrong_rejections']} that ran would be rejected, "
-        f"{fits['missed_oom']} that ran out of memory would not"
+        f"verdicts: {fits['wrong_rejections']} of {fits['ran']} runs that ran would be rejected, "
+        f"{fits['missed_oom']} of {fits['rows'] - fits['ran']} that ran out of memory would not"
     )
     reasons = Counter(row["reason"] for row in found["skipped"])
     console.print(f"skipped {len(found['skipped'])} rows:")

@@ -6,7 +6,7 @@ Alphabet: B micro batch, T sequence, D hidden, F intermediate, N heads, V vocabu
 from scaling.cost.job import Job
 from scaling.cost.model_states import FP32_BYTES, element_bytes
 from scaling.cost.profile import DEEPSPEED, Profile
-from scaling.strategy import Rank, Strategy, layers_per_rank
+from scaling.strategy import LOSS_CHUNK_TOKENS, Rank, Strategy, layers_per_rank
 
 
 def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float, float]:
@@ -56,11 +56,12 @@ def activations(
     masks = 2 * shape.hidden_size if job.dropout else 0
     scores = scores_bytes_per_token(job, strategy, profile)
     layer = tokens * (cut * width / tp + (uncut * width + masks) / uncut_by + scores)
-    # Gradients: of the MLP's activation and pre-activation (2 F) or of attention's four tensors, whichever is more, of
-    # the residual and of a norm's input (2 D). Ulysses' all-to-alls have their input beside their output.
+    # Gradients beside all that the layer saved: in the MLP's backward F of them, 2 F where gated, since the activation
+    # is freed as its own gradient comes; or attention's four tensors; and the residual's. Ulysses' all-to-alls have
+    # their input beside their output.
     exchanged = 2 * shape.query_size + 2 * shape.key_value_size
-    mlp = 0 if job.tiled_mlp else 2 * shape.experts_per_token * shape.intermediate_size
-    gradients = max(mlp, exchanged) / tp + 2 * shape.hidden_size / uncut_by
+    mlp = 0 if job.tiled_mlp else (2 if shape.gated_mlp else 1) * shape.experts_per_token * shape.intermediate_size
+    gradients = max(mlp, exchanged if job.tiled_mlp else 0) / tp + shape.hidden_size / uncut_by
     if strategy.sequence_parallel_size > 1 and strategy.sequence_parallelism == "ulysses":
         gradients += exchanged / tp
     gradients *= tokens * width
@@ -107,10 +108,29 @@ def loss_bytes(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED) -> in
     """Logits and what the loss makes of them, at the loss's backward.
 
     In 16 bit, for ours (scaling/models/loss.py): the logits 2, log-probabilities 4, their gradient 4, and the 16-bit
-    one 2 per logit; in fp32 4 + 4 + 4. Only positions with a target have logits; a fused loss holds none.
+    one 2 per logit; in fp32 4 + 4 + 4. Only positions with a target have logits; a fused loss holds none. A chunked one
+    holds a chunk's, the head's gradient summed in fp32 with a chunk's own beside it, and the hidden states' gradient.
     """
     if job.fused_loss:
         return 0
-    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
-    per_logit = 3 * FP32_BYTES if job.precision == "fp32" else profile.logit_bytes
-    return int(tokens * job.predicted_fraction * job.shape.vocab_size * per_logit / strategy.tensor_parallel_size)
+    tokens, head = loss_tokens(job, strategy), job.shape.vocab_size / strategy.tensor_parallel_size
+    per_logit = logit_bytes(job, profile)
+    if not chunks_loss(job, strategy):
+        return int(tokens * head * per_logit)
+    width, D = element_bytes(job.precision), job.shape.hidden_size
+    gradients = head * D * (FP32_BYTES + width) + tokens * D * width
+    return int(min(tokens, LOSS_CHUNK_TOKENS) * head * per_logit + gradients)
+
+
+def loss_tokens(job: Job, strategy: Strategy) -> float:
+    """Positions of a micro step whose logits one rank computes."""
+    return strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size * job.predicted_fraction
+
+
+def logit_bytes(job: Job, profile: Profile) -> float:
+    return 3 * FP32_BYTES if job.precision == "fp32" else profile.logit_bytes
+
+
+def chunks_loss(job: Job, strategy: Strategy) -> bool:
+    """Whether the loss is chunked: a masked-LM head is not, which has few logits and a transform of its own."""
+    return strategy.loss_kernel == "chunked" and job.shape.family != "bert"

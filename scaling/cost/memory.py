@@ -44,9 +44,10 @@ _CPU_CONTEXT_BYTES = int(0.45 * GIB)
 class MemoryEstimate:
     """One rank's memory at its peak, in bytes; the items sum to `peak_allocated_bytes`.
 
-    `peak_moment` names the moment and `moments` holds the total at each: "loss" (logits beside all saved
-    activations), "backward" (the last layer's working set beside them), "gradients" (the end of the backward, every
-    gradient there) and "optimizer_step".
+    `peak_moment` names the moment and `moments` holds the total at each: "init" (the states, and the parameter that is
+    being sharded), "loss" (logits beside all saved activations), "backward" (the last layer's working set beside them),
+    "gradients" (the end of the backward, every gradient there), "optimizer_step" and "save" (the states: each rank
+    writes its own).
     A GPU process takes `peak_reserved_bytes + context_bytes`; it fits within `usable_bytes`.
     """
 
@@ -63,6 +64,8 @@ class MemoryEstimate:
     usable_bytes: int
     host_bytes_per_node: int
     host_capacity_bytes: int
+    nvme_bytes_per_node: int
+    nvme_capacity_bytes: int
     peak_moment: str
     moments: dict[str, int]
 
@@ -83,8 +86,12 @@ class MemoryEstimate:
         return self.host_bytes_per_node <= self.host_capacity_bytes
 
     @property
+    def fits_nvme(self) -> bool:
+        return self.nvme_bytes_per_node <= self.nvme_capacity_bytes
+
+    @property
     def fits(self) -> bool:
-        return self.fits_device and self.fits_host
+        return self.fits_device and self.fits_host and self.fits_nvme
 
 
 def memory(
@@ -117,10 +124,12 @@ def memory(
     if strategy.offload_activations:
         on_host = activations(job, replace(strategy, offload_activations=False), profile, rank)[0] - saved
     moments = {  # gradients, activations, logits, buffers
+        "init": (0, 0, 0, job.shape.vocab_size * job.shape.hidden_size * element_bytes(job.precision)),
         "loss": (standing, saved, logits, buffers),
         "backward": (standing, saved + remade + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
         "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, job.precision, profile)),
+        "save": (standing, 0, 0, 0),
     }
     moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
     gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts
@@ -137,8 +146,10 @@ def memory(
         peak_reserved_bytes=peak if cluster.is_cpu else int(peak * profile.reserved_over_allocated),
         capacity_bytes=cluster.accelerator.usable_memory_bytes,
         usable_bytes=int(usable_fraction * cluster.accelerator.usable_memory_bytes),
-        host_bytes_per_node=host_bytes(job, strategy, cluster, whole, trained) + cluster.gpus_per_node * on_host,
+        host_bytes_per_node=host_bytes(job, strategy, cluster) + cluster.gpus_per_node * on_host,
         host_capacity_bytes=cluster.host_memory_bytes,
+        nvme_bytes_per_node=nvme_bytes(job, strategy, cluster),
+        nvme_capacity_bytes=cluster.nvme_bytes,
         peak_moment=moment,
         moments={name: parameters + optimizer + sum(parts) for name, parts in moments.items()},
     )
@@ -169,7 +180,7 @@ def communication_buffers(job: Job, strategy: Strategy, trained: Held, profile: 
             gathered = trained.total  # DistributedDataParallel's buckets: every gradient
         return profile.constant_bytes + int(gathered * width)
     buckets, module = 2 * strategy.reduce_bucket_size, min(shape.largest_layer_params, int(trained.total))
-    if strategy.zero_stage == 0 or strategy.shards == 1:
+    if strategy.zero_stage == 0 or (strategy.shards == 1 and strategy.offload_param == "none"):
         return profile.constant_bytes + module * width
     live = live_parameters(shape, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
     return profile.constant_bytes + (live + buckets + module) * width
@@ -203,18 +214,77 @@ def step_temporaries(held: Held, strategy: Strategy, precision: str, profile: Pr
     return profile.constant_bytes + int(needed)
 
 
-def host_bytes(job: Job, strategy: Strategy, cluster: Cluster, whole: Held, trained: Held) -> int:
+# DeepSpeed's numbers of buffers, which ds_config/write.py spells out: for NVMe optimizer states one for each of
+# parameter, gradient and two moments; for NVMe parameters those that wait for a gather.
+NVME_OPTIMIZER_BUFFERS, NVME_PARAM_BUFFERS = 4, 5
+_SUB_GROUP, _NVME_SUB_GROUP = 1_000_000_000, 100_000_000
+
+
+def host_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
     """Host memory of one node: every rank's un-sharded fp32 copy while it builds the model, and what is offloaded.
 
-    Offloading the optimizer keeps master copy, moments and fp32 gradients in host memory, pinned, and a 16-bit
-    staging copy (with AdamW 18 bytes per parameter of the node's share). The build and the offload overlap at start-up.
-    Offloaded activations come on top.
+    Per parameter of a rank's share (deepspeed 0.19.8, runtime/zero/stage3.py and stage_1_and_2.py): an optimizer on
+    the host has master copy, moments and a gradient in fp32, and beside them stage 3's gradient partition in the
+    width of its sums, or below it a 16-bit staging copy and, where it accumulates, a 16-bit sum. On NVMe only the
+    partition stays, and buffers of a sub group each. Parameters on the host keep their width; on NVMe they pass
+    through buffers of the largest one, and a sub group waits to be written. Build and offload overlap at start-up.
     """
-    building = job.shape.num_params * FP32_BYTES
-    offloaded = 0.0
-    if strategy.offload_optimizer != "none":
-        offloaded += trained.sharded(strategy) * (2 * FP32_BYTES + moments_bytes(job, FP32_BYTES) + 2)
-    if strategy.offload_param != "none":
-        frozen = whole.sharded(strategy) - trained.sharded(strategy)
-        offloaded += frozen * element_bytes(job.precision)
-    return int(cluster.gpus_per_node * (building + offloaded))
+    built = job.shape.num_params * FP32_BYTES
+    if not strategy.offloads:
+        return cluster.gpus_per_node * built
+    Z, width = strategy.shards, element_bytes(job.precision)
+    share, trained = offload_share(job, strategy), trained_share(job, strategy)
+    sub_group = min(share, sub_group_size(strategy))
+    if strategy.zero_stage == 3:
+        partition = accumulation_bytes(strategy, job.precision)
+    else:
+        partition = width * (2 if strategy.gradient_accumulation_steps > 1 else 1)
+    optimizer = {
+        "none": 0,
+        "cpu": int(trained * (2 * FP32_BYTES + moments_bytes(job, FP32_BYTES) + partition)),
+        "nvme": trained * partition + NVME_OPTIMIZER_BUFFERS * sub_group * FP32_BYTES,
+    }
+    parameters = {
+        "none": 0,
+        "cpu": share * width,
+        "nvme": (NVME_PARAM_BUFFERS * nvme_buffer_size(job.shape, Z) + sub_group) * width,
+    }
+    offloaded = optimizer[strategy.offload_optimizer] + parameters[strategy.offload_param]
+    return cluster.gpus_per_node * (built + offloaded)
+
+
+def nvme_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
+    """NVMe of one node: master copy, two moments and gradient in fp32, and the parameters in their width."""
+    if not strategy.uses_nvme:
+        return 0
+    optimizer = 4 * FP32_BYTES if strategy.offload_optimizer == "nvme" else 0
+    parameters = element_bytes(job.precision) if strategy.offload_param == "nvme" else 0
+    return cluster.gpus_per_node * offload_share(job, strategy) * (optimizer + parameters)
+
+
+def offload_share(job: Job, strategy: Strategy) -> int:
+    """Parameters whose states one rank may offload: its shard, from stage 1 on."""
+    return job.shape.num_params // (strategy.model_parallel_size * strategy.shards)
+
+
+def trained_share(job: Job, strategy: Strategy) -> int:
+    """Those of them that are trained: all, or the adapters'."""
+    if job.adapter is None:
+        return offload_share(job, strategy)
+    return job.adapter.params(job.shape) // (strategy.model_parallel_size * strategy.shards)
+
+
+def sub_group_size(strategy: Strategy) -> int:
+    """Elements that stage 3's optimizer updates at a time; few for NVMe, whose buffers are as large as a sub group."""
+    return _NVME_SUB_GROUP if strategy.offload_optimizer == "nvme" else _SUB_GROUP
+
+
+def nvme_buffer_size(shape: Shape, shards: int) -> int:
+    """Elements of the largest parameter's shard, which a buffer of NVMe parameters must hold, rounded up to 1,024.
+
+    DeepSpeed's default of 1e8 breaks off mid-run where a shard is larger (swap_tensor/partitioned_param_swapper.py).
+    The largest is an embedding or a matrix of a layer: the fused queries, keys and values, or one of the MLP.
+    """
+    D = shape.hidden_size
+    widest = max(shape.vocab_size, shape.max_position_embeddings, shape.intermediate_size, D + 2 * shape.key_value_size)
+    return -(-widest * D // (shards * 1024)) * 1024

@@ -29,7 +29,8 @@ class Held(NamedTuple):
         return self.dense + self.experts
 
     def sharded(self, strategy: Strategy) -> float:
-        return self.dense / strategy.shards + self.experts / strategy.expert_shards
+        dense = self.dense / strategy.shards
+        return dense + self.experts / strategy.expert_shards if self.experts else dense
 
 
 def layer_held(shape: Shape, strategy: Strategy) -> Held:
@@ -45,6 +46,8 @@ def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Hel
     Of a pipeline the first rank has the embeddings and the last the head; a tied head is a second copy there.
     """
     tp, pp = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
+    if tp == pp == shape.num_experts == 1:
+        return Held(shape.num_params)
     layers, layer, parts = layers_per_rank(shape, strategy), layer_held(shape, strategy), dict(shape.params_by_part)
     del parts["layers"]
     embedding, head = parts.pop("token_embedding"), parts.pop("head", 0)

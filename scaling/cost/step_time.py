@@ -6,14 +6,28 @@ it training stays. The coefficients are few and shared; `scale validate` holds t
 Alphabet: T sequence, D hidden, L layers, W data-parallel ranks.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-from scaling.cost.activations import layer_saved_elements, loss_bytes, scores_bytes_per_token
+from scaling.cost.activations import (
+    chunks_loss,
+    layer_saved_elements,
+    logit_bytes,
+    loss_tokens,
+    scores_bytes_per_token,
+)
 from scaling.cost.job import Job
-from scaling.cost.model_states import FP32_BYTES, element_bytes, held_parameters, moments_bytes
+from scaling.cost.memory import offload_share, trained_share
+from scaling.cost.model_states import (
+    FP32_BYTES,
+    Held,
+    accumulation_bytes,
+    element_bytes,
+    held_parameters,
+    moments_bytes,
+)
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
-from scaling.strategy import Strategy, layers_per_rank
+from scaling.strategy import LOSS_CHUNK_TOKENS, Strategy, layers_per_rank
 from scaling.units import SECONDS_PER_DAY
 
 # Assumed: host bandwidth of a two-socket node that the CPU optimizer shares, and PCIe 4.0 x16 one way per GPU.
@@ -28,8 +42,8 @@ class Terms:
     `matmul` is FLOPs over the measured matmul ceiling and the matmuls' own memory traffic, `attention` FLOPs over that
     ceiling, both with recomputation; `memory` and `optimizer` bytes over the memory bandwidth; `link` and `network`
     bytes over the links within and between nodes (a coefficient below 1 is overlap); `layers` milliseconds per layer
-    and micro step, for launches and gathers; `offload` host and PCIe, of the optimizer's states: offloaded activations
-    and parameters are left out, as if they hid behind the arithmetic.
+    and micro step, for launches and gathers; `offload` host, PCIe and NVMe, of optimizer and parameters: offloaded
+    activations are left out, as if they hid behind the arithmetic.
     """
 
     matmul: float
@@ -85,10 +99,11 @@ def step_time(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile =
     """The estimate for one optimizer step of `job` by `strategy` on `cluster`."""
     c = coefficients_of(cluster.accelerator)
     ideal = ideal_terms(job, strategy, cluster, profile)
-    again = recompute_terms(job, strategy, cluster, profile)
+    matmul_again, attention_again = recompute(job, strategy, cluster.accelerator, profile)
+    again_s = c.matmul * matmul_again + c.attention * attention_again
     parts = {  # at the profile's pace
-        "compute_s": c.matmul * (ideal.matmul - again.matmul) + c.attention * (ideal.attention - again.attention),
-        "recompute_s": c.matmul * again.matmul + c.attention * again.attention,
+        "compute_s": c.matmul * ideal.matmul + c.attention * ideal.attention - again_s,
+        "recompute_s": again_s,
         "memory_bound_s": c.memory * ideal.memory + c.layers * ideal.layers,
         "communication_s": c.link * ideal.link + c.network * ideal.network,
         "optimizer_s": c.optimizer * ideal.optimizer + c.offload * ideal.offload,
@@ -129,42 +144,41 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     # again: 5 matmuls to the forward's 2.
     matmul = (2 if job.adapter else 3) * (weights + head_forward_s(job, strategy, gpu))
     attention = (3 if eager else 3.5) * scores
-    again = recompute_terms(job, strategy, cluster, profile)
-    moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + 3 * loss_bytes(job, strategy, profile)
-    # The optimizer reads and writes master and moments and reads a gradient (28 bytes with Adam's two), and writes the
-    # parameter; Muon's matmuls are left out. On the host, a node's ranks share the bandwidth; gradients go down PCIe
-    # and new parameters up.
-    updated = 3 * FP32_BYTES + 2 * moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
-    _, trained = held_parameters(job, strategy)
+    matmul_again, attention_again = recompute(job, strategy, gpu, profile)
+    moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + loss_traffic_bytes(job, strategy, profile)
+    # The optimizer reads and writes master and moments and reads a gradient, and writes the parameter.
+    updated = updated_bytes(job, profile)
+    whole, trained = held_parameters(job, strategy)
     share = trained.sharded(strategy) if strategy.zero_stage >= 1 else trained.total
-    offloaded = strategy.offload_optimizer == "cpu"
-    host = share * cluster.gpus_per_node * updated / _HOST_BYTES_PER_S + share * (4 + 2) / _PCIE_BYTES_PER_S
-    link, network = communication(job, strategy, cluster)
+    offloaded = strategy.offload_optimizer != "none"
+    link, network = communication(job, strategy, cluster, whole, trained)
     return Terms(
         # Eager attention is plain matmuls, and runs at their pace.
-        matmul=busy * (matmul + (attention if eager else 0.0)) + again.matmul,
-        attention=busy * (0.0 if eager else attention) + again.attention,
+        matmul=busy * (matmul + (attention if eager else 0.0)) + matmul_again,
+        attention=busy * (0.0 if eager else attention) + attention_again,
         memory=busy * moved / gpu.memory_bytes_per_s,
         optimizer=0.0 if offloaded else share * (updated + element_bytes(job.precision)) / gpu.memory_bytes_per_s,
         link=link,
         network=network,
         layers=busy * layers * 1e-3,
-        offload=host if offloaded else 0.0,
+        offload=offload_s(job, strategy, cluster, profile),
     )
 
 
-def recompute_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> Terms:
-    """What is made again for the backward, of `matmul` and `attention`."""
-    nothing = dict.fromkeys((field.name for field in fields(Terms)), 0.0)
-    weights, scores = (
-        busy_micro_steps(strategy) * times * part
-        for times, part in zip(
-            repeated_forward(job, strategy, profile), forward_s(job, strategy, cluster.accelerator), strict=True
-        )
-    )
-    if job.attention == "eager":
-        weights, scores = weights + scores, 0.0
-    return Terms(**nothing | {"matmul": weights, "attention": scores})
+def updated_bytes(job: Job, profile: Profile) -> float:
+    """Bytes per parameter that an optimizer reads and writes, 28 with Adam's two moments; Muon's matmuls apart."""
+    return 3 * FP32_BYTES + 2 * moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
+
+
+def recompute(job: Job, strategy: Strategy, gpu: Accelerator, profile: Profile = DEEPSPEED) -> tuple[float, float]:
+    """What is made again for the backward, of the terms `matmul` and `attention`."""
+    of_weights, of_scores = repeated_forward(job, strategy, profile)
+    if not of_weights and not of_scores:
+        return 0.0, 0.0
+    weights, scores = forward_s(job, strategy, gpu)
+    busy = busy_micro_steps(strategy)
+    weights, scores = busy * of_weights * weights, busy * of_scores * scores
+    return (weights + scores, 0.0) if job.attention == "eager" else (weights, scores)
 
 
 def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[float, float]:
@@ -192,6 +206,35 @@ def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[fl
 def busy_micro_steps(strategy: Strategy) -> float:
     """Micro steps' worth of time in a step: a pipeline's are stretched by its idle ranks."""
     return strategy.gradient_accumulation_steps * pipeline_stretch(strategy)
+
+
+def offload_s(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> float:
+    """Seconds of a step's traffic with host and NVMe, and of the CPU's Adam, with nothing hidden behind compute.
+
+    deepspeed 0.19.8 (stage3.py partition_grads, stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu): a gradient
+    goes down PCIe after the first micro step, up and down again at each further one, and down in fp32 at the last;
+    new parameters come up. Offloaded parameters come up for every forward and every backward, and go down only where
+    the optimizer is on the device. Adam on the host moves 28 bytes a parameter. NVMe reads all four states and
+    writes them, and reads the parameters as often as they come up. A node's ranks share its memory and its drives.
+    Beside adapters only theirs have an optimizer.
+    """
+    if not strategy.offloads:
+        return 0.0
+    width, steps = element_bytes(job.precision), strategy.gradient_accumulation_steps
+    summed = accumulation_bytes(strategy, job.precision, profile) if strategy.zero_stage == 3 else width
+    share, trained = offload_share(job, strategy), trained_share(job, strategy)
+    pcie = host = nvme = 0.0  # bytes of a rank
+    if strategy.offload_optimizer != "none":
+        pcie += trained * ((2 * steps - 1) * summed + 4)
+        host += trained * updated_bytes(job, profile)
+        nvme += trained * 2 * 16 if strategy.offload_optimizer == "nvme" else 0
+    if strategy.offload_param != "none":
+        pcie += share * 2 * steps * width
+        nvme += share * (2 * steps + 1) * width if strategy.offload_param == "nvme" else 0
+    if (strategy.offload_optimizer == "none") != (strategy.offload_param == "none"):
+        pcie += trained * width  # what was updated on one side is needed on the other
+    of_node = cluster.gpus_per_node * (host / _HOST_BYTES_PER_S + nvme / cluster.nvme_bytes_per_s)
+    return pcie / _PCIE_BYTES_PER_S + of_node
 
 
 def pipeline_stretch(strategy: Strategy) -> float:
@@ -272,7 +315,23 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
     return moved
 
 
-def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float, float]:
+def loss_traffic_bytes(job: Job, strategy: Strategy, profile: Profile) -> float:
+    """Memory traffic of a micro step's loss: what it keeps of each logit, written and read, and read once more.
+
+    A fused loss keeps its tiles on the chip. A chunked one adds each chunk's gradient of the head to the sum in fp32.
+    """
+    if job.fused_loss:
+        return 0.0
+    tokens, head = loss_tokens(job, strategy), job.shape.vocab_size / strategy.tensor_parallel_size
+    moved = 3 * tokens * head * logit_bytes(job, profile)
+    if chunks_loss(job, strategy):
+        moved += (
+            tokens / LOSS_CHUNK_TOKENS * head * job.shape.hidden_size * (2 * FP32_BYTES + element_bytes(job.precision))
+        )
+    return moved
+
+
+def communication(job: Job, strategy: Strategy, cluster: Cluster, whole: Held, trained: Held) -> tuple[float, float]:
     """Seconds of an optimizer step's traffic (within a node, between nodes) at the links' own rates.
 
     Ranks are numbered tensor parallel first, then sequence, expert, data and pipeline parallel, so that the chattiest
@@ -294,7 +353,6 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
         exchanged = (forwards + 1) * (2 * queries + keys_values)
     else:
         exchanged = (forwards + 2) * keys_values * sp
-    whole, trained = held_parameters(job, strategy)
     link = network = 0.0
     for volume, inside, size, shared in (
         (layers * (forwards + 1) * 2 * 2 * activation, 1, tp, True),
@@ -303,6 +361,8 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster) -> tuple[float
         (zero_bytes(job, strategy, whole.dense, trained.dense), tp, strategy.shards, True),
         (zero_bytes(job, strategy, whole.experts, trained.experts), split, strategy.expert_shards, True),
     ):
+        if size == 1:
+            continue
         # A ring of `size` ranks that stand `inside` apart: so many of them are linked. Of what all of them end up with
         # each sends its part to the next node; of what each has for one other rank, everything.
         together = min(size, max(1, linked // inside))

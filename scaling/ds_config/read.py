@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from scaling.ds_config import write
 from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
 from scaling.files import read_text
+from scaling.plan.layouts import offload_ignored
 from scaling.recipe import Recipe
-from scaling.strategy import Strategy, bucket_size
+from scaling.strategy import Offload, Strategy, bucket_size
 
 # The keys that scale/train.py honours or checks; DeepSpeed 0.19.8 itself ignores what it does not know.
 _KEYS = {
@@ -59,18 +60,19 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
     if stage > 3:
         raise InputError("zero_optimization.stage", stage, "is not a ZeRO stage", hint="0, 1, 2 or 3")
     micro = _integer(config, "train_micro_batch_size_per_gpu", "train_micro_batch_size_per_gpu")
-    offloaded = _block(zero, "offload_optimizer", "zero_optimization.").get("device", "none")
-    if offloaded not in ("none", "cpu"):
-        raise InputError("zero_optimization.offload_optimizer.device", offloaded, "is not supported yet", hint="cpu")
-    if _block(zero, "offload_param", "zero_optimization.").get("device", "none") != "none":
-        raise InputError("zero_optimization.offload_param", zero["offload_param"], "is not supported yet")
+    optimizer, param = _offload(zero, "offload_optimizer"), _offload(zero, "offload_param")
+    if ignored := offload_ignored(stage, optimizer, param):
+        raise InputError(
+            "zero_optimization.stage", stage, f"does not offload so: {ignored}", hint="stage 3, or no offload"
+        )
     bucket = bucket_size(recipe.shape)
     allgather = _integer(zero, "allgather_bucket_size", "zero_optimization.allgather_bucket_size", default=bucket)
     if allgather % 2:
         raise InputError("zero_optimization.allgather_bucket_size", allgather, "is odd, which DeepSpeed refuses")
     return Strategy(
         zero_stage=stage,
-        offload_optimizer=offloaded,
+        offload_optimizer=optimizer,
+        offload_param=param,
         data_parallel_size=world_size,
         micro_batch_size=micro,
         gradient_accumulation_steps=_accumulation(recipe, micro, world_size),
@@ -78,6 +80,19 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
         reduce_bucket_size=_integer(zero, "reduce_bucket_size", "zero_optimization.reduce_bucket_size", default=bucket),
         allgather_bucket_size=allgather,
     )
+
+
+def _offload(zero: dict[str, Any], key: str) -> Offload:
+    """Where the optimizer or the parameters live."""
+    block = _block(zero, key, "zero_optimization.")
+    device = block.get("device", "none")
+    if device not in get_args(Offload):
+        hint = ", ".join(get_args(Offload))
+        raise InputError(f"zero_optimization.{key}.device", device, "is not a place to offload to", hint=hint)
+    if device == "nvme" and not isinstance(block.get("nvme_path"), str):
+        raise InputError(f"zero_optimization.{key}.nvme_path", block.get("nvme_path"), "is not a path",
+                         hint="name a folder on the NVMe drive")  # fmt: skip
+    return cast(Offload, device)
 
 
 def _block(parent: dict[str, Any], key: str, path: str = "") -> dict[str, Any]:

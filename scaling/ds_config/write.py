@@ -6,19 +6,28 @@ ours. Defaults are not relied on: gradient_clipping became 1.0 in 0.19.3, offloa
 
 from typing import Any
 
-from scaling.cost.memory import live_parameters
+from scaling.cost.memory import (
+    NVME_OPTIMIZER_BUFFERS,
+    NVME_PARAM_BUFFERS,
+    live_parameters,
+    nvme_buffer_size,
+    sub_group_size,
+)
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 
 
-def emit(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
-    """The complete configuration: machinery, and the recipe's mathematics for whoever trains without our loop."""
+def emit(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None) -> dict[str, Any]:
+    """The complete configuration: machinery, and the recipe's mathematics for whoever trains without our loop.
+
+    `nvme_path` is the folder on each node's NVMe, where the strategy offloads to one.
+    """
     config = {
         "train_micro_batch_size_per_gpu": strategy.micro_batch_size,
         "gradient_accumulation_steps": strategy.gradient_accumulation_steps,
         **precision_blocks(recipe.precision, strategy),
         "gradient_clipping": recipe.gradient_clipping,
-        "zero_optimization": zero_block(recipe, strategy),
+        "zero_optimization": zero_block(recipe, strategy, nvme_path),
         "zero_allow_untested_optimizer": False,
         "optimizer": optimizer_block(recipe, strategy),
     }
@@ -27,6 +36,8 @@ def emit(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
         config["scheduler"] = scheduler
     if strategy.activation_checkpointing == "full":
         config["activation_checkpointing"] = checkpointing_block(recipe.shape.num_layers)
+    if strategy.uses_nvme:
+        config["aio"] = aio_block()
     config |= {"prescale_gradients": False, "steps_per_print": 2**31 - 1, "wall_clock_breakdown": False}
     return config
 
@@ -58,7 +69,7 @@ def grad_accum_dtype(precision: str, strategy: Strategy) -> str:
     return "fp32" if strategy.gradient_accumulation_steps > 1 else precision
 
 
-def zero_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
+def zero_block(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None) -> dict[str, Any]:
     """zero_optimization, with the keys that mean something at this stage and no others."""
     stage, shape = strategy.zero_stage, recipe.shape
     block: dict[str, Any] = {"stage": stage}
@@ -78,7 +89,7 @@ def zero_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
         }
     else:
         block |= {
-            "sub_group_size": 1_000_000_000,
+            "sub_group_size": sub_group_size(strategy),
             "stage3_prefetch_bucket_size": strategy.reduce_bucket_size,
             # Biases and norms (at most 4 D elements each in these models) stay whole: too small to gather.
             "stage3_param_persistence_threshold": 10 * shape.hidden_size,
@@ -88,7 +99,36 @@ def zero_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
         }
     if strategy.offload_optimizer != "none":
         block["offload_optimizer"] = {"device": strategy.offload_optimizer, "pin_memory": True}
+    if strategy.offload_optimizer == "nvme":
+        block["offload_optimizer"] |= {
+            "nvme_path": nvme_path,
+            "buffer_count": NVME_OPTIMIZER_BUFFERS,
+            "pipeline_read": False,  # overlapping needs more buffers, each as large as a sub group
+            "pipeline_write": False,
+            "fast_init": False,
+        }
+    if strategy.offload_param != "none":
+        block["offload_param"] = {"device": strategy.offload_param, "pin_memory": True}
+    if strategy.offload_param == "nvme":
+        block["offload_param"] |= {
+            "nvme_path": nvme_path,
+            "buffer_count": NVME_PARAM_BUFFERS,
+            "buffer_size": nvme_buffer_size(shape, strategy.shards),
+            "max_in_cpu": 0,  # the default keeps up to 1e9 parameters of each rank in host memory after all
+        }
     return block
+
+
+def aio_block() -> dict[str, Any]:
+    """Asynchronous file access, for NVMe: DeepSpeed's own values, written out."""
+    return {
+        "block_size": 1_048_576,
+        "queue_depth": 8,
+        "intra_op_parallelism": 1,
+        "single_submit": False,
+        "overlap_events": True,
+        "use_gds": False,
+    }
 
 
 def optimizer_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:

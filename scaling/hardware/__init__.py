@@ -8,6 +8,8 @@ from scaling.hardware.cluster import (
     Cluster,
     cluster_of,
     find_accelerator,
+    priced,
+    with_nvme,
 )
 from scaling.hardware.machine import detected_gpus, host_memory_bytes, measured_cpu
 from scaling.hardware.table import ACCELERATORS
@@ -33,4 +35,6 @@ __all__ = [
     "known_accelerators",
     "load_user_rows",
     "measured_cpu",
+    "priced",
+    "with_nvme",
 ]

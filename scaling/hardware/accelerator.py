@@ -49,6 +49,7 @@ class Accelerator:
     linked_devices: int | None = None
     system: str = ""
     power_w: float | None = None
+    price_per_hour: float | None = None  # in the user's currency; no shipped row has one
     note: str = ""
 
     def peak_flops(self, precision: Precision | MatmulPrecision) -> float:
@@ -111,6 +112,7 @@ FIELDS = (
     Field("gpus_per_node", "gpus_per_node", "count", 1, "devices in a node", required=True),
     Field("system", "system", "text", 1, "the node that network and gpus_per_node are of"),
     Field("power_w", "power_w", "number", 1, "power limit"),
+    Field("price_per_hour", "price_per_hour", "number", 1, "of one device, in your currency"),
     Field("source", "source", "text", 1, "where the figures stand"),
     Field("note", "note", "text", 1, "where sources disagree, and traps"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from scaling import __version__, ds_config, recipe
 from scaling.files import write_folder
+from scaling.hardware import Cluster
 from scaling.launch.command import command
 from scaling.plan import Candidate, Plan
 
@@ -15,33 +16,34 @@ DS_CONFIG, PLAN, RECIPE = "ds_config.json", "plan.json", "recipe.yaml"
 
 def document(plan: Plan, folder: Path) -> dict[str, Any]:
     """The plan as plain data, as `scale plan --json` prints it and plan.json holds it."""
-    shape, cluster = plan.recipe.shape, plan.cluster
+    shape = plan.recipe.shape
     return {
         "scale_version": __version__,
         "recipe": RECIPE,
         "model": {**asdict(shape), "num_params": shape.num_params, "seq_length": plan.recipe.data.seq_length},
-        "cluster": {
-            "gpu": cluster.accelerator.name,
-            "num_nodes": cluster.num_nodes,
-            "gpus_per_node": cluster.gpus_per_node,
-            "world_size": cluster.world_size,
-            "memory_bytes": cluster.accelerator.memory_bytes,
-            "source": cluster.accelerator.source,
-        },
+        "cluster": _cluster(plan.cluster),
         "batch": {
             "global_batch_size": plan.recipe.global_batch_size,
             "tokens_per_step": plan.recipe.tokens_per_step,
             "num_steps": plan.recipe.num_steps,
         },
         **_candidate(plan.chosen),
+        "cost": plan.cost,
         "fits": plan.fits,
         "alternatives": [{**_candidate(other), "fits": other.memory.fits} for other in plan.alternatives],
-        "rejected": [asdict(rejection) for rejection in plan.rejected],
+        "pareto": [_candidate(candidate) for candidate in plan.pareto],
+        "rejected": [{"strategy": each.strategy, "reason": each.reason} for each in plan.rejected],
         "assumptions": list(plan.assumptions),
         "remedies": list(plan.remedies),
+        "num_priced": plan.num_priced,
         "ds_config": _config(plan),
         "launch": launch_command(plan, folder),
     }
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """A plan among others of other sizes, as plain data."""
+    return {"cluster": _cluster(plan.cluster), **_candidate(plan.chosen), "cost": plan.cost, "fits": plan.fits}
 
 
 def write(plan: Plan, folder: Path) -> None:
@@ -59,7 +61,20 @@ def launch_command(plan: Plan, folder: Path) -> str:
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    return ds_config.emit(plan.recipe, plan.strategy)
+    return ds_config.emit(plan.recipe, plan.strategy, plan.cluster.nvme_path)
+
+
+def _cluster(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "gpu": cluster.accelerator.name,
+        "num_nodes": cluster.num_nodes,
+        "gpus_per_node": cluster.gpus_per_node,
+        "world_size": cluster.world_size,
+        "memory_bytes": cluster.accelerator.memory_bytes,
+        "nvme_bytes": cluster.nvme_bytes,
+        "price_per_hour": cluster.accelerator.price_per_hour,
+        "source": cluster.accelerator.source,
+    }
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
@@ -67,4 +82,5 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         "strategy": asdict(candidate.strategy),
         "memory": asdict(candidate.memory),
         "time": asdict(candidate.time),
+        "gpu_hours": candidate.gpu_hours,
     }

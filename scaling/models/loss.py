@@ -2,12 +2,18 @@
 
 transformers' own `labels=` averages within a micro-batch, and for BERT it ignores `num_items_in_batch` (5.23.0):
 a mean of such means depends on how a batch was split.
+
+Alphabet: B batch, T sequence, N targets, D hidden, V vocabulary.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import BertForMaskedLM, PreTrainedModel
+
+from scaling.strategy import LOSS_CHUNK_TOKENS, LossKernel
 
 IGNORED = -100  # the label of a position without a target
 
@@ -15,12 +21,19 @@ IGNORED = -100  # the label of a position without a target
 class WithLoss(nn.Module):
     """`model` with a forward that returns the summed cross-entropy, in nats, of a batch's targets.
 
-    `labels` [B, T] are aligned with `input_ids` [B, T]: the token to predict at each position, or IGNORED.
+    `labels` [B, T] are aligned with `input_ids` [B, T]: the token to predict at each position, or IGNORED. With
+    `loss_kernel` "chunked" a decoder's head never has more than `chunk_tokens` rows of logits; the loss is the same.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, loss_kernel: LossKernel = "full", chunk_tokens: int = LOSS_CHUNK_TOKENS
+    ) -> None:
         super().__init__()
         self.model = model
+        self.chunked = loss_kernel == "chunked" and not isinstance(model, BertForMaskedLM)
+        if self.chunked:
+            # In the head's own place, so that whoever hooks modules (ZeRO-3 gathers their weights) finds it there.
+            model.lm_head = ChunkedHead(model.lm_head.weight, chunk_tokens)
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if isinstance(self.model, BertForMaskedLM):
@@ -28,9 +41,64 @@ class WithLoss(nn.Module):
             masked = labels != IGNORED
             hidden_BTD = self.model.bert(input_ids=input_ids).last_hidden_state
             logits, labels = self.model.cls(hidden_BTD[masked]), labels[masked]
+        elif self.chunked:
+            hidden_BTD = self.model.base_model(input_ids=input_ids).last_hidden_state
+            return self.model.lm_head(hidden_BTD.flatten(0, 1), labels.flatten())
         else:
             logits = self.model(input_ids=input_ids).logits
-        # In fp32: a 16-bit log-sum-exp over the vocabulary loses the digits that the loss is made of.
-        return F.cross_entropy(
-            logits.float().view(-1, logits.size(-1)), labels.view(-1), ignore_index=IGNORED, reduction="sum"
-        )
+        return summed_cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
+
+
+def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """In fp32: a 16-bit log-sum-exp over the vocabulary loses the digits that the loss is made of."""
+    return F.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORED, reduction="sum")
+
+
+class ChunkedHead(nn.Module):
+    """The head and its loss in one: hidden states [N, D] and labels [N] in, the summed cross-entropy out."""
+
+    def __init__(self, weight_VD: nn.Parameter, chunk_tokens: int) -> None:
+        super().__init__()
+        self.weight = weight_VD
+        self.chunk_tokens = chunk_tokens
+
+    def forward(self, hidden_ND: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return _ChunkedCrossEntropy.apply(hidden_ND, self.weight, labels_N, self.chunk_tokens)
+        chunks = zip(hidden_ND.split(self.chunk_tokens), labels_N.split(self.chunk_tokens), strict=True)
+        return sum(summed_cross_entropy(F.linear(hidden, self.weight), labels) for hidden, labels in chunks)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Each chunk's loss and its gradients at once, forward, so that no logits wait for the backward.
+
+    The backward's work is done here, none of it twice (Liger's fused linear cross-entropy, Hsu et al. 2024, has the
+    same order). The weight's gradient is added up in fp32 and leaves in the weight's own width.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, chunk_tokens: int
+    ) -> torch.Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        hidden_grad_ND = torch.empty_like(hidden_ND)
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        chunks = (tensor.split(chunk_tokens) for tensor in (hidden_ND, labels_N, hidden_grad_ND))
+        for hidden, labels, hidden_grad in zip(*chunks, strict=True):
+            with torch.enable_grad():
+                logits = F.linear(hidden, weight_VD).detach().requires_grad_()
+                chunk_loss = summed_cross_entropy(logits, labels)
+            (logits_grad,) = torch.autograd.grad(chunk_loss, logits)
+            loss += chunk_loss.detach()
+            torch.mm(logits_grad, weight_VD, out=hidden_grad)
+            weight_grad_VD += logits_grad.mT @ hidden
+            del logits, chunk_loss, logits_grad
+        ctx.save_for_backward(hidden_grad_ND, weight_grad_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
+        hidden_grad_ND = (hidden_grad_ND * loss_grad).to(hidden_grad_ND.dtype)
+        return hidden_grad_ND, (weight_grad_VD * loss_grad).to(ctx.weight_dtype), None, None

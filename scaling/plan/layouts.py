@@ -6,6 +6,7 @@ One table says what scale/train.py can run; the search prices the rest too, and 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from scaling.hardware import Cluster
 from scaling.recipe import Recipe
@@ -22,10 +23,12 @@ class Layout:
 
     zero_stage: int
     offload_optimizer: Offload
+    offload_param: Offload
     activation_checkpointing: Checkpointing
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     sequence_parallel_size: int = 1
+    expert_parallel_size: int = 1
 
     @property
     def split(self) -> int:
@@ -33,48 +36,93 @@ class Layout:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of parallelism beside data parallelism."""
+        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
+        return tuple(parallelism(*sizes, self.expert_parallel_size))
+
+    @property
     def runnable(self) -> bool:
-        used = parallelism(self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
-        return used.keys() <= RUNNABLE
+        return RUNNABLE.issuperset(self.kinds)
 
     def __str__(self) -> str:
-        return family_name(self.zero_stage, self.offload_optimizer, self.activation_checkpointing)
+        return family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
 
 
 def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
-    """Every layout whose parallel sizes divide the model, the ranks and the batch."""
-    offloads: tuple[Offload, ...] = ("none",) if cluster.is_cpu else ("none", "cpu")
+    """Every layout whose parallel sizes divide the model, the ranks and the batch, and whose offloads are obeyed."""
+    places = offloads_on(cluster)
+    machinery = [
+        (stage, optimizer, param)
+        for stage, optimizer, param in product(range(4), places, places)
+        if not offload_ignored(stage, optimizer, param)
+    ]
     checkpointings: tuple[Checkpointing, ...] = ("none", "full")
-    for tp, pp, sp in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
+    for tp, pp, sp, ep in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
         if recipe.global_batch_size % (cluster.world_size // (tp * pp * sp)):
             continue
-        for stage, offload, checkpointing in product(range(4), offloads, checkpointings):
+        for (stage, optimizer, param), checkpointing in product(machinery, checkpointings):
             yield Layout(
                 zero_stage=stage,
-                offload_optimizer=offload,
+                offload_optimizer=optimizer,
+                offload_param=param,
                 activation_checkpointing=checkpointing,
                 tensor_parallel_size=tp,
                 pipeline_parallel_size=pp,
                 sequence_parallel_size=sp,
+                expert_parallel_size=ep,
             )
 
 
-def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[tuple[int, int, int]]:
-    """(tensor, pipeline, sequence) parallel sizes that divide heads, layers and sequence; (1, 1, 1) first.
+def offloads_on(cluster: Cluster) -> tuple[Offload, ...]:
+    """Where states may live: on a CPU, whose memory is the host's, only there; on NVMe where the cluster has one."""
+    if cluster.is_cpu:
+        return ("none",)
+    return ("none", "cpu", "nvme") if cluster.nvme_bytes else ("none", "cpu")
+
+
+class Sizes(NamedTuple):
+    """Parallel sizes beside data parallelism. Experts are spread over ranks that do not share their data."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    sequence: int = 1
+    expert: int = 1
+
+
+def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[Sizes]:
+    """Sizes that divide heads, layers, sequence and experts; none of them first.
 
     Tensor and sequence parallel ranks stay within a node, where the links are fast; DeepSpeed's sequence parallelism
-    goes with neither of the other two.
+    goes with neither of the other two, its experts with neither of the three.
     """
     heads, world = shape.num_attention_heads, cluster.world_size
-    within = [size for size in range(1, cluster.gpus_per_node + 1) if cluster.gpus_per_node % size == 0]
+    within = _divisors(cluster.gpus_per_node)
     tensor = [size for size in within if heads % size == 0 and shape.num_key_value_heads % size == 0]
-    pipeline = [size for size in range(1, shape.num_layers + 1) if shape.num_layers % size == 0]
-    for pp, tp in product(pipeline, tensor):
+    for pp, tp in product(_divisors(shape.num_layers), tensor):
         if world % (tp * pp) == 0:
-            yield tp, pp, 1
+            yield Sizes(tensor=tp, pipeline=pp)
     for sp in within[1:]:
         if heads % sp == 0 and seq_length % sp == 0:
-            yield 1, 1, sp
+            yield Sizes(sequence=sp)
+    for ep in _divisors(shape.num_experts)[1:]:
+        if world % ep == 0:
+            yield Sizes(expert=ep)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def offload_ignored(zero_stage: int, offload_optimizer: Offload, offload_param: Offload) -> str:
+    """What DeepSpeed 0.19.8 would do instead of offloading as asked, at this stage; an empty string where it obeys."""
+    if zero_stage == 0 and offload_optimizer != "none":
+        return "DeepSpeed accepts optimizer offload at stage 0 and ignores it"
+    if zero_stage < 3 and offload_param != "none":
+        return "DeepSpeed offloads parameters at stage 3 only, and ignores it below"
+    if zero_stage < 3 and offload_optimizer == "nvme":  # runtime/zero/stage_1_and_2.py:220
+        return "DeepSpeed offloads the optimizer to NVMe at stage 3 only, and below it silently to the CPU"
+    return ""
 
 
 def illegal(recipe: Recipe, layout: Layout) -> str:
@@ -85,12 +133,12 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
             f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
             "so its loss would differ from every other stage's"
         )
-    if stage == 0 and layout.offload_optimizer != "none":
-        return "DeepSpeed accepts optimizer offload at stage 0 and ignores it"
     if layout.pipeline_parallel_size > 1 and stage >= 2:
         return "DeepSpeed's pipeline engine refuses ZeRO stages 2 and 3"
     if layout.pipeline_parallel_size > 1 and stage == 0:
         return "at stage 0 DeepSpeed's pipeline engine clips by the first stage's gradient norm alone"
     if layout.sequence_parallel_size > 1 and stage != 3:
         return "below stage 3 DeepSpeed's Ulysses gives gradients that are too large by the sequence-parallel size"
+    if layout.expert_parallel_size > 1 and stage == 3:  # runtime/engine.py:2215
+        return "DeepSpeed refuses its mixtures of experts at ZeRO stage 3"
     return ""

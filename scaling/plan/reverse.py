@@ -1,11 +1,12 @@
-"""The question turned round: the largest model for a cluster, the fewest GPUs for a model."""
+"""The question turned round: the largest model for a cluster, the fewest or the cheapest GPUs for a model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from scaling.errors import Infeasible, InputError
 from scaling.hardware import Cluster
-from scaling.plan.plan import Plan
+from scaling.plan.explain import shortage
+from scaling.plan.plan import TIE_FRACTION, Plan
 from scaling.recipe import Recipe
 from scaling.units import format_count
 
@@ -40,7 +41,7 @@ def fewest_gpus(recipe: Recipe, cluster: Cluster, planned: Callable[[Recipe, Clu
     Raises Infeasible where no number does.
     """
     last: Plan | None = None
-    for grown in _growing(cluster):
+    for grown in _growing(cluster, _MOST_NODES):
         try:
             last = planned(recipe, grown)
         except InputError as error:
@@ -52,16 +53,43 @@ def fewest_gpus(recipe: Recipe, cluster: Cluster, planned: Callable[[Recipe, Clu
     name = f"{recipe.shape.name} at a global batch of {recipe.global_batch_size}"
     raise Infeasible(
         f"no number of {cluster.accelerator.name} up to {_MOST_NODES} nodes holds {name}",
-        hint=f"on {last.cluster}: {last.rejected[-1].reason}" if last else "choose a batch that more ranks divide",
+        hint=(
+            f"on {last.cluster}: {shortage(last.strategy, last.chosen.memory)}"
+            if last
+            else "choose a batch that more ranks divide"
+        ),
     )
 
 
-def _growing(cluster: Cluster) -> Iterator[Cluster]:
+def cheapest(
+    recipe: Recipe, cluster: Cluster, planned: Callable[[Recipe, Cluster], Plan]
+) -> tuple[Plan, tuple[Plan, ...]]:
+    """The plan of the fewest GPU-hours on part of `cluster` or all of it, and the plan of every size looked at.
+
+    Sizes are 1, 2, 4, ... GPUs of a node, then whole nodes, doubling, and `cluster` itself; those that do not divide
+    the batch are left out. Of sizes whose GPU-hours tie, the soonest done wins. Where none fits, the plan is that of
+    the whole cluster.
+    """
+    if cluster.is_cpu:
+        raise InputError("objective", "cost", "has no meaning on a CPU, whose ranks share one machine", hint="time")
+    sizes = [*(size for size in _growing(cluster, cluster.num_nodes) if size.world_size < cluster.world_size), cluster]
+    dividing = [size for size in sizes if recipe.global_batch_size % size.world_size == 0 or size is cluster]
+    plans = tuple(planned(recipe, size) for size in dividing)
+    fitting = [plan for plan in plans if plan.fits]
+    if not fitting:
+        return plans[-1], plans
+    fewest = min(plan.chosen.gpu_hours for plan in fitting)
+    tied = [plan for plan in fitting if plan.chosen.gpu_hours <= fewest * (1 + TIE_FRACTION)]
+    return min(tied, key=lambda plan: plan.chosen.time.train_days), plans
+
+
+def _growing(cluster: Cluster, most_nodes: int) -> Iterator[Cluster]:
+    """1, 2, 4, ... GPUs of one of the cluster's nodes, then 1, 2, 4, ... whole nodes; its hostfile where it reaches."""
     gpus = 1
-    while gpus < cluster.accelerator.gpus_per_node:
-        yield replace(cluster, num_nodes=1, gpus_per_node=gpus, hostfile=None)
+    while gpus < cluster.gpus_per_node:
+        yield replace(cluster, num_nodes=1, gpus_per_node=gpus)
         gpus *= 2
     nodes = 1
-    while nodes <= _MOST_NODES:
-        yield replace(cluster, num_nodes=nodes, gpus_per_node=cluster.accelerator.gpus_per_node, hostfile=None)
+    while nodes <= most_nodes:
+        yield replace(cluster, num_nodes=nodes, hostfile=cluster.hostfile if nodes <= cluster.num_nodes else None)
         nodes *= 2

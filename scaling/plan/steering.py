@@ -8,18 +8,26 @@ from scaling.cost.memory import USABLE_FRACTION
 from scaling.errors import InputError, did_you_mean
 from scaling.strategy import Strategy
 
-Objective = Literal["time", "memory"]
+# On one cluster cost ranks as time does: "cost" also chooses how many GPUs (scaling/plan/reverse.py).
+Objective = Literal["time", "memory", "cost"]
 
 # The fields of a strategy that the search varies, with the type of their values.
 _FIELDS = {
     "zero_stage": int,
     "offload_optimizer": str,
+    "offload_param": str,
     "micro_batch_size": int,
     "gradient_accumulation_steps": int,
     "activation_checkpointing": str,
+    "loss_kernel": str,
 }
+Pair = tuple[str, int | str]
 # Words for what people forbid most.
-_WORDS = {"offload": ("offload_optimizer", "cpu"), "checkpointing": ("activation_checkpointing", "full")}
+_WORDS: dict[str, tuple[Pair, ...]] = {
+    "offload": tuple((field, device) for field in ("offload_optimizer", "offload_param") for device in ("cpu", "nvme")),
+    "nvme": (("offload_optimizer", "nvme"), ("offload_param", "nvme")),
+    "checkpointing": (("activation_checkpointing", "full"),),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +36,8 @@ class Steering:
 
     objective: Objective = "time"
     safety: float = USABLE_FRACTION
-    pins: tuple[tuple[str, int | str], ...] = ()
-    forbidden: tuple[tuple[str, int | str], ...] = ()
+    pins: tuple[Pair, ...] = ()
+    forbidden: tuple[Pair, ...] = ()
 
     def allows(self, strategy: Strategy) -> bool:
         return all(getattr(strategy, name) == value for name, value in self.pins) and not any(
@@ -38,7 +46,12 @@ class Steering:
 
     def __str__(self) -> str:
         words = [f"{name}={value} pinned" for name, value in self.pins]
-        words += [f"{name}={value} forbidden" for name, value in self.forbidden]
+        spelled = set(self.forbidden)
+        for word, pairs in _WORDS.items():
+            if spelled.issuperset(pairs):
+                words.append(f"{word} forbidden")
+                spelled -= set(pairs)
+        words += [f"{name}={value} forbidden" for name, value in self.forbidden if (name, value) in spelled]
         return ", ".join(words)
 
 
@@ -60,7 +73,7 @@ def steering_of(
         objective=objective,  # type: ignore[arg-type]  # checked above
         safety=safety,
         pins=tuple(_pair("pin", text) for text in _split(pin)),
-        forbidden=tuple(_pair("forbid", text) for text in _split(forbid)),
+        forbidden=tuple(pair for text in _split(forbid) for pair in (_WORDS.get(text) or (_pair("forbid", text),))),
     )
 
 
@@ -68,10 +81,8 @@ def _split(texts: Sequence[str]) -> list[str]:
     return [part.strip() for text in texts for part in text.split(",")]
 
 
-def _pair(flag: str, text: str) -> tuple[str, int | str]:
-    """ "zero_stage=2" -> ("zero_stage", 2); --forbid also knows the words offload and checkpointing."""
-    if flag == "forbid" and text in _WORDS:
-        return _WORDS[text]
+def _pair(flag: str, text: str) -> Pair:
+    """ "zero_stage=2" -> ("zero_stage", 2)."""
     name, equals, value = text.partition("=")
     known = [*_FIELDS, *(_WORDS if flag == "forbid" else ())]
     if name not in _FIELDS:

@@ -33,6 +33,7 @@ class State:
     zero_stage: int
     grad_accum_dtype: str
     recipe: dict[str, Any]
+    uses_nvme: bool = False
 
 
 def save(engine: Any, folder: Path, recipe: Recipe, strategy: Strategy, step: int, ranks: Ranks) -> Path:
@@ -50,6 +51,7 @@ def save(engine: Any, folder: Path, recipe: Recipe, strategy: Strategy, step: in
             zero_stage=strategy.zero_stage,
             grad_accum_dtype=grad_accum_dtype(recipe.precision, strategy),
             recipe=recipe.model_dump(mode="json"),
+            uses_nvme=strategy.uses_nvme,
         )
         _write(partial / _STATE, json.dumps(asdict(state), indent=2))
         shutil.rmtree(final, ignore_errors=True)  # an earlier life of this run reached the same step
@@ -100,6 +102,9 @@ def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
         "summing gradients in": (state.grad_accum_dtype, grad_accum_dtype(recipe.precision, strategy)),
     }
     problems = [f"{name} {then} then, {wanted} now" for name, (then, wanted) in now.items() if then != wanted]
+    if state.uses_nvme or strategy.uses_nvme:
+        # Measured: docs/log.md, 2026-11-24. Losses differ from the first step on, or loading breaks off.
+        problems.append("NVMe: DeepSpeed 0.19.8 does not restore states that were or will be offloaded there")
     fields = recipe.model_dump(mode="json")
     problems += [
         f"recipe {key}: {state.recipe.get(key)!r} then, {fields[key]!r} now"

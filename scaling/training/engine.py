@@ -8,21 +8,33 @@ from torch import nn
 
 from scaling import models
 from scaling.recipe import Recipe
+from scaling.strategy import Strategy
 
 
-def make_engine(recipe: Recipe, config: dict[str, Any], *, checkpoint_activations: bool) -> Any:
+def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> Any:
     """A DeepSpeedEngine around the recipe's model and loss; `config` comes from ds_config.reconcile."""
     model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed)
-    if checkpoint_activations:
+    if strategy.activation_checkpointing == "full":
         # Non-reentrant: the reentrant form loses gradients of inputs that do not require them.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    wrapped = models.WithLoss(model)
-    engine, *_ = deepspeed.initialize(
-        model=wrapped,
-        model_parameters=parameter_groups(wrapped, recipe.optimizer.weight_decay),
-        config=config,
-    )
+    wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
+    groups = parameter_groups(wrapped, recipe.optimizer.weight_decay)
+    if strategy.zero_stage == 3:
+        partition(wrapped, recipe, config)
+    engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=groups, config=config)
     return engine
+
+
+def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any]) -> None:
+    """Shards the parameters of a module on the host, one at a time, as ZeRO-3 wants them.
+
+    Left to itself deepspeed.initialize moves the whole model to the device first (0.19.8, runtime/engine.py:2094),
+    which a model that needs ZeRO-3 may not fit.
+    """
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -230,7 +230,9 @@ def _profile(row: _Row, stack: Stack) -> Profile:
 
 
 def _strategy(row: _Row, stack: Stack) -> Strategy:
-    tp, pp, gpus, layers = row.whole("tp"), row.whole("pp"), row.whole("gpus"), row.whole("layers")
+    gpus, layers = row.whole("gpus"), row.whole("layers")
+    only = 1 if gpus == 1 else None  # one GPU splits nothing
+    tp, pp = row.whole("tp", default=only), row.whole("pp", default=only)
     split, kind = _sequence_split(row["sp_or_cp"], tp)
     if gpus % (tp * pp * split):
         raise _Skip(f"{gpus} GPUs are not a multiple of tp {tp} x pp {pp} x {split}")

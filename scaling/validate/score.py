@@ -124,6 +124,7 @@ def _fits(runs: Sequence[Run]) -> dict[str, Any]:
     capacity = {run.id: run.cluster.accelerator.memory_bytes for run in judged}
     return {
         "rows": len(judged),
+        "ran": sum(run.ran is True for run in judged),
         "wrong_rejections": sum(run.ran is True and verdicts[run.id] > capacity[run.id] for run in judged),
         "missed_oom": sum(run.ran is False and verdicts[run.id] <= capacity[run.id] for run in judged),
     }

@@ -56,3 +56,33 @@ def test_what_cannot_be_is_exit_2_with_one_error(scale, words, said):
     assert code == 2
     assert said in err
     assert out == ""
+
+
+def test_offload_moves_what_it_names(scale):
+    asked = ["memory", "--params", "13B", "--gpus", "8", "--gpu", "a100-80gb", "--zero-stage", "3", "--json"]
+    found = {}
+    for place in ("none", "cpu", "nvme"):
+        nvme = ["--nvme-path", "/mnt/nvme", "--nvme-gib", "2000"] if place == "nvme" else []
+        _, out, _ = scale(*asked, "--offload-optimizer", place, "--offload-param", place, *nvme)
+        found[place] = json.loads(out)["memory"]
+    assert (
+        found["none"]["parameters_bytes"] > found["cpu"]["parameters_bytes"] == found["nvme"]["parameters_bytes"] == 0
+    )
+    assert found["none"]["nvme_bytes_per_node"] == found["cpu"]["nvme_bytes_per_node"] == 0
+    assert found["nvme"]["nvme_bytes_per_node"] == pytest.approx(18 * 12.85e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--offload-optimizer", "disk"], "offload_optimizer"),
+        (["--zero-stage", "2", "--offload-param", "cpu"], "at stage 3 only"),
+        (["--zero-stage", "2", "--offload-optimizer", "nvme"], "silently to the CPU"),
+        (["--zero-stage", "0", "--offload-optimizer", "cpu"], "ignores it"),
+        (["--zero-stage", "3", "--offload-optimizer", "nvme"], "--nvme-path"),
+    ],
+)
+def test_an_offload_that_deepspeed_would_not_do_is_exit_2(scale, words, said):
+    code, out, err = scale("memory", "--params", "1.3B", *words)
+    assert (code, out) == (2, "")
+    assert said in err

@@ -67,6 +67,49 @@ _BAD = {
     "out below /proc": (["--params", "1.3B", *EIGHT_A100, "--out", "/proc/scale/x"], "out"),
     "out below a file": (["--params", "1.3B", *EIGHT_A100, "--out", DEMO / "x"], "out"),
     "out a file": (["--params", "1.3B", *EIGHT_A100, "--out", DEMO], "out"),
+    "NVMe without capacity": (["--params", "1.3B", *EIGHT_A100, "--nvme-path", "/mnt/nvme"], "nvme_gib"),
+    "NVMe without a path": (["--params", "1.3B", *EIGHT_A100, "--nvme-gib", "1000"], "nvme_path"),
+    "NVMe at a relative path": (
+        ["--params", "1.3B", *EIGHT_A100, "--nvme-path", "nvme", "--nvme-gib", "1000"],
+        "nvme_path",
+    ),
+    "NVMe of no speed": (
+        ["--params", "1.3B", *EIGHT_A100, "--nvme-path", "/n", "--nvme-gib", "1000", "--nvme-gb-per-s", "0"],
+        "nvme_gb_per_s",
+    ),
+    "NVMe for a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--nvme-path", "/n", "--nvme-gib", "9"], "nvme_path"),
+    "NVMe pinned without one": (["--params", "1.3B", *EIGHT_A100, "--pin", "offload_param=nvme"], "pin"),
+    "parameters offloaded below stage 3": (
+        ["--params", "1.3B", *EIGHT_A100, "--pin", "zero_stage=2,offload_param=cpu"],
+        "pin",
+    ),
+    "host memory of a byte": (["--params", "1.3B", *EIGHT_A100, "--host-gib", "1e-9"], "host_gib"),
+    "host memory without end": (["--params", "1.3B", *EIGHT_A100, "--host-gib", "inf"], "host_gib"),
+    "NVMe of a byte": (
+        ["--params", "1.3B", *EIGHT_A100, "--nvme-path", "/n", "--nvme-gib", "1e-9"],
+        "nvme_gib",
+    ),
+    "no host memory": (["--params", "1.3B", *EIGHT_A100, "--host-gib", "0"], "host_gib"),
+    "host memory of a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--host-gib", "64"], "host_gib"),
+    "price 0": (["--params", "1.3B", *EIGHT_A100, "--price", "0"], "price"),
+    "price nan": (["--params", "1.3B", *EIGHT_A100, "--price", "nan"], "price"),
+    "price free": (["--params", "1.3B", *EIGHT_A100, "--price", "free"], "price"),
+    "cheapest and fewest": (["--params", "1.3B", *EIGHT_A100, "--objective", "cost", "--min-gpus"], "objective"),
+    "cheapest and largest": (["--gpu", "t4", "--objective", "cost", "--max-model"], "objective"),
+    "largest of a given size": (["--params", "1.3B", *EIGHT_A100, "--max-model"], "max_model"),
+    "elastic of one number": (["--params", "1.3B", *EIGHT_A100, "--elastic", "4"], "elastic"),
+    "elastic downwards": (["--params", "1.3B", *EIGHT_A100, "--elastic", "8-4"], "elastic"),
+    "elastic from none": (["--params", "1.3B", *EIGHT_A100, "--elastic", "0-4"], "elastic"),
+    "elastic in words": (["--params", "1.3B", *EIGHT_A100, "--elastic", "four-eight"], "elastic"),
+    "elastic beyond the cluster": (["--params", "1.3B", *EIGHT_A100, "--elastic", "4-16"], "elastic"),
+    "elastic between nodes": (["--params", "1.3B", *EIGHT_A100, "--nodes", "2", "--elastic", "9-15"], "elastic"),
+    "elastic without a near batch": (
+        ["--params", "1.3B", *EIGHT_A100, "--elastic", "4-8", "--global-batch-size", "8"],
+        "elastic",
+    ),
+    "elastic against a recipe": (["--recipe", DEMO, *EIGHT_A100, "--elastic", "2-3"], "global_batch_size"),
+    "elastic and cheapest": (["--params", "1.3B", *EIGHT_A100, "--elastic", "4-8", "--objective", "cost"], "elastic"),
+    "elastic on a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--elastic", "1-2"], "elastic"),
     "unknown flag": (["--params", "1.3B", "--pramas", "3"], "--pramas"),
 }
 
@@ -136,7 +179,7 @@ def test_json_is_one_object_with_every_field_and_writes_nothing(scale):
         "context_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "capacity_bytes", "host_bytes_per_node",
     }  # fmt: skip
     assert set(found["time"]) >= {"step_s", "tokens_per_second", "mfu_fraction", "train_days"}
-    assert set(found) >= {"cluster", "fits", "alternatives", "rejected", "ds_config", "launch"}
+    assert set(found) >= {"cluster", "fits", "alternatives", "pareto", "rejected", "ds_config", "launch"}
     assert found["model"]["name"] == "gpt3-1.3b"
     assert found["fits"] is True
     assert all({"strategy", "memory", "time"} <= set(other) for other in found["alternatives"])
@@ -171,11 +214,96 @@ def test_the_answer_names_its_choice_its_assumptions_and_what_it_wrote(scale):
     assert "\x1b" not in out
 
 
+def test_a_price_turns_gpu_hours_into_cost_and_without_one_gpu_hours_still_stand(scale):
+    asked = ["plan", "--params", "1.3B", *EIGHT_A100, "--tokens", "26B", "--out", "p"]
+    _, unpriced, _ = scale(*asked)
+    assert "GPU-hours\n" in unpriced
+    _, text, _ = scale(*asked, "--price", "2.5")
+    _, out, _ = scale(*asked, "--price", "2.5", "--json")
+    found = json.loads(out)
+    assert found["gpu_hours"] == pytest.approx(8 * 24 * found["time"]["train_days"])
+    assert found["cost"] == pytest.approx(2.5 * found["gpu_hours"])
+    assert found["cluster"]["price_per_hour"] == 2.5
+    assert f"{found['gpu_hours']:,.0f} GPU-hours, at 2.5 an hour {found['cost']:,.0f}" in text
+
+
+def test_a_price_may_stand_in_a_hardware_file(scale, tmp_path):
+    (tmp_path / "rows.yaml").write_text("a100-80gb: {price_per_hour: 1.25}\n")
+    _, out, _ = scale("plan", "--params", "1.3B", *EIGHT_A100, "--hardware", tmp_path / "rows.yaml", "--json")
+    found = json.loads(out)
+    assert found["cost"] == pytest.approx(1.25 * found["gpu_hours"])
+
+
+def test_objective_cost_chooses_a_size_and_shows_every_size(scale):
+    asked = ["plan", "--params", "1.3B", "--gpu", "h100", "--gpus", "32", "--objective", "cost", "--out", "p"]
+    code, text, _ = scale(*asked)
+    assert code == 0
+    _, out, _ = scale(*asked, "--json")
+    found = json.loads(out)
+    assert [size["cluster"]["world_size"] for size in found["sizes"]] == [1, 2, 4, 8, 16, 32]
+    for size in found["sizes"]:
+        assert f"{size['cluster']['num_nodes']} x {size['cluster']['gpus_per_node']} " in text
+    assert found["gpu_hours"] <= 1.02 * min(size["gpu_hours"] for size in found["sizes"] if size["fits"])
+    assert found["cost"] is None
+
+
+def test_an_elastic_range_has_one_batch_and_a_plan_for_every_size(scale):
+    asked = ["plan", "--params", "1.3B", *EIGHT_A100, "--elastic", "4-8"]
+    code, out, err = scale(*asked, "--json")
+    found = json.loads(out)
+    assert (code, err, _written()) == (0, "", [])
+    # The least common multiple of 4 to 8; the published 512 lies nearer to it than to nothing.
+    assert found["global_batch_size"] == 840
+    assert [size["cluster"]["world_size"] for size in found["sizes"]] == [4, 5, 6, 7, 8]
+    for size in found["sizes"]:
+        config, world = size["ds_config"], size["cluster"]["world_size"]
+        assert size["batch"]["global_batch_size"] == 840
+        assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * world == 840
+        assert f"--num_gpus {world} " in size["launch"]
+    code, text, _ = scale(*asked)
+    assert code == 0
+    assert "840, the nearest to 512" in text
+    folders = [f"plans/gpt3-1.3b-elastic-4-8-a100-80gb/{world}_gpus" for world in range(4, 9)]
+    assert sorted(str(path.parent) for path in Path().rglob("ds_config.json")) == folders
+    assert all(f"{folder}/ds_config.json" in text for folder in folders)
+
+
+def test_an_elastic_range_of_which_one_size_does_not_fit_is_exit_1_and_writes_nothing(scale):
+    asked = ["--params", "13B", "--gpu", "a100-40gb", "--gpus", "8", "--elastic", "1-8", "--forbid", "offload"]
+    code, out, _ = scale("plan", *asked)
+    assert code == 1
+    assert "does not fit" in out
+    assert "what would do for 1 x 1 a100-40gb" in out
+    assert _written() == []
+
+
+def test_a_recipe_keeps_its_batch_in_an_elastic_range_that_divides_it(scale):
+    code, out, _ = scale("plan", "--recipe", DEMO, *EIGHT_A100, "--elastic", "1-2", "--json")
+    assert code == 0
+    assert json.loads(out)["global_batch_size"] == 32
+
+
+def test_an_nvme_plan_says_what_it_needs_and_spells_it_in_the_configuration(scale):
+    asked = ["plan", "--params", "30B", "--gpu", "a100-40gb", "--gpus", "1", "--global-batch-size", "64"]
+    asked += ["--nvme-path", "/mnt/nvme", "--nvme-gib", "2000", "--pin", "offload_optimizer=nvme", "--out", "p"]
+    code, text, _ = scale(*asked)
+    assert code == 0
+    assert "optimizer on nvme" in text
+    assert "NVMe per node" in text
+    assert "libaio" in text
+    assert "cannot resume" in text
+    config = json.loads(Path("p/ds_config.json").read_text())
+    assert config["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/mnt/nvme"
+    assert config["aio"]["block_size"] == 2**20
+
+
 def test_explain_says_why_each_other_strategy_lost(scale):
     _, brief, _ = scale("plan", "--params", "1.3B", *EIGHT_A100)
     _, long, _ = scale("plan", "--params", "1.3B", *EIGHT_A100, "--explain")
     assert "extra optimizer step" in long
     assert "extra optimizer step" not in brief
+    assert "memory against speed" in long
+    assert "memory against speed" not in brief
 
 
 def test_a_recipe_and_the_flags_that_override_it(scale, tmp_path):
@@ -259,3 +387,61 @@ def test_a_plan_takes_less_than_a_second_and_loads_nothing_of_the_training_half(
     assert "scaling" in modules
     assert "yaml" in modules
     assert not modules & {"torch", "deepspeed", "transformers", "datasets", "accelerate", "tokenizers", "safetensors"}
+
+
+def test_rejections_of_what_cannot_be_run_are_printed_when_asked_for(scale):
+    asked = ["plan", "--params", "6.7B", *EIGHT_A100, "--out", "p"]
+    _, long, _ = scale(*asked, "--explain")
+    assert "cannot run tensor parallelism yet" in long
+    assert "ZeRO-0 in every form" in long
+    # 18 bytes a parameter without sharding the gradients, and then what a micro batch takes.
+    assert "58.9 GiB of model states + " in long
+    _, out, _ = scale("plan", "--params", "175B", *EIGHT_A100)
+    assert "1544.8 GiB of model states > 73.6 GiB usable of 80.0 GiB" in out
+    assert "cannot run tensor parallelism yet" not in out
+
+
+def test_elastic_explains_each_size(scale):
+    asked = ["plan", "--params", "1.3B", *EIGHT_A100, "--elastic", "4-8", "--out", "p"]
+    _, long, _ = scale(*asked, "--explain")
+    assert all(f"rejected on 1 x {gpus} a100-80gb" in long for gpus in range(4, 9))
+    _, brief, _ = scale(*asked)
+    assert "rejected" not in brief
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    path = tmp_path / "uneven"
+    path.write_text("small slots=4\nlarge slots=8\nlarger slots=8\n")
+    return path
+
+
+def test_hosts_of_different_sizes_are_refused_with_what_their_smallest_would_do(scale, uneven):
+    code, out, err = scale("plan", "--params", "1.3B", "--gpu", "h100", "--hostfile", uneven)
+    assert (code, out) == (2, "")
+    assert "slots [4, 8]" in err
+    assert "--gpus 4" in err
+    code, _, err = scale("plan", "--params", "1.3B", "--gpu", "h100", "--hostfile", uneven, "--gpus", "8")
+    assert code == 2
+    assert "on its smallest host" in err
+
+
+def test_as_many_slots_of_each_host_as_the_smallest_has_are_planned_for_and_said(scale, uneven):
+    asked = ["plan", "--params", "1.3B", "--gpu", "h100", "--hostfile", uneven, "--gpus", "4", "--json"]
+    code, out, _ = scale(*asked, "--global-batch-size", "480")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["cluster"]["num_nodes"], found["cluster"]["gpus_per_node"]) == (3, 4)
+    assert any("4 slots of each" in sentence and "stays idle" in sentence for sentence in found["assumptions"])
+    # DeepSpeed's launcher takes the first --num_gpus slots of every host (launcher/runner.py, 0.19.8).
+    assert f"--hostfile {uneven} --num_nodes 3 --num_gpus 4" in found["launch"]
+
+
+def test_a_host_of_two_terabytes_holds_what_one_does_not(scale):
+    asked = ["plan", "--params", "30B", *EIGHT_A100, "--pin", "zero_stage=3,offload_optimizer=cpu", "--json"]
+    code, out, _ = scale(*asked)
+    assert code == 1
+    assert any("--host-gib" in remedy for remedy in json.loads(out)["remedies"])
+    code, out, _ = scale(*asked, "--host-gib", "2048")
+    assert code == 0
+    assert not any("host memory" in sentence for sentence in json.loads(out)["assumptions"])

@@ -26,7 +26,7 @@ def test_a_table_of_errors_verdicts_and_reasons_is_printed(scale, table, how):
     assert ("left out of a fit" in out) is bool(how)
     for said in ("peak memory, by row", "tokens per second", "torchtitan: memory", "megatron-core: memory"):
         assert said in out
-    assert "verdicts on 3 runs" in out
+    assert "of 3 runs that ran would be rejected" in out
     assert "skipped 1 rows" in out
     assert "quantised frozen weights are not modelled" in out
 
@@ -35,7 +35,7 @@ def test_without_a_skipped_row_and_without_a_speed_it_prints_as_well(scale, tmp_
     path = write_runs(tmp_path / "runs.csv", row(tokens_per_s_per_gpu="", fits=""))
     code, out, _ = scale("validate", path)
     assert code == 0
-    assert "verdicts on 0 runs" in out
+    assert "verdicts: 0 of 0 runs that ran would be rejected" in out
 
 
 @pytest.mark.parametrize("how", [(), ("--calibrated",)])
@@ -47,7 +47,7 @@ def test_json_is_one_object_with_the_promised_keys(scale, table, how):
     assert (found["memory"]["rows"], found["memory"]["skipped"]) == (3, 1)
     for kind in ("by_row", "by_configuration", "by_configuration_5gib"):
         assert {"median", "p90", "worst"} <= set(found["memory"][kind])
-    assert set(found["fits"]) == {"rows", "wrong_rejections", "missed_oom"}
+    assert set(found["fits"]) == {"rows", "ran", "wrong_rejections", "missed_oom"}
     assert found["throughput"]["rows"] == 3
 
 

@@ -44,6 +44,7 @@ _MICRO = st.integers(1, 64)
 _STEPS = st.sampled_from([1, 2, 3, 32])
 _CHECKPOINTING = st.sampled_from(["none", "full"])
 _OFFLOAD = st.sampled_from(["none", "cpu"])
+_PLACES = ["none", "cpu", "nvme"]
 _MODELS = st.sampled_from(sorted(MODELS))
 
 
@@ -211,3 +212,39 @@ def test_a_tall_model_needs_far_less_with_full_checkpointing(estimate):
     none = estimate(**situation, activation_checkpointing="none", seq_length=1024)
     full = estimate(**situation, activation_checkpointing="full", seq_length=1024)
     assert none.activations_bytes > 10 * full.activations_bytes
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_each_place_nearer_to_the_disk_takes_less_of_the_device_and_of_the_host(estimate, precision, steps):
+    situation = dict(
+        model="gpt3-13b", precision=precision, zero_stage=3, data_parallel_size=8, micro_batch_size=1,
+        gradient_accumulation_steps=steps, activation_checkpointing="full",
+    )  # fmt: skip
+    P = MODELS["gpt3-13b"].shape.num_params
+    found = {
+        (optimizer, param): estimate(**situation, offload_optimizer=optimizer, offload_param=param)
+        for optimizer in _PLACES
+        for param in _PLACES
+    }
+    for place in ("cpu", "nvme"):
+        assert found[place, "none"].optimizer_bytes == found[place, "none"].gradients_bytes == 0
+        assert found["none", place].parameters_bytes == 0
+        assert found[place, place].total_bytes < found[place, "none"].total_bytes < found["none", "none"].total_bytes
+    assert found["nvme", "none"].host_bytes_per_node < found["cpu", "none"].host_bytes_per_node
+    assert found["none", "nvme"].host_bytes_per_node < found["none", "cpu"].host_bytes_per_node
+    # ZeRO-Infinity (Rajbhandari et al. 2021, arXiv 2104.07857, section 3): 16 bytes a parameter of fp32 states, 2 or 4
+    # of the parameter itself.
+    width = 2 if precision == "bf16" else 4
+    assert found["nvme", "none"].nvme_bytes_per_node == pytest.approx(16 * P, rel=1e-6)
+    assert found["nvme", "nvme"].nvme_bytes_per_node == pytest.approx((16 + width) * P, rel=1e-6)
+    assert found["cpu", "cpu"].nvme_bytes_per_node == 0
+
+
+def test_one_gpu_gathers_what_is_offloaded(estimate):
+    situation = dict(
+        model="gpt3-6.7b", precision="bf16", zero_stage=3, data_parallel_size=1, micro_batch_size=1,
+        gradient_accumulation_steps=1, activation_checkpointing="full", offload_optimizer="cpu",
+    )  # fmt: skip
+    layer = MODELS["gpt3-6.7b"].shape.largest_layer_params
+    assert estimate(**situation, offload_param="cpu").buffers_bytes >= 2 * 2 * layer

@@ -17,6 +17,7 @@ from scaling.cost.step_time import (
     held_parameters,
     ideal_terms,
     moved_bytes_per_token,
+    offload_s,
     pipeline_stretch,
     repeated_forward,
     zero_bytes,
@@ -243,7 +244,9 @@ def test_a_reduction_over_nodes_sends_each_ranks_part_to_the_next_node(
     job, strategy, _ = estimate(
         shape=_LLAMA_3_8B, zero_stage=2, micro_batch_size=1, gradient_accumulation_steps=1, nodes=nodes
     )
-    link, network = communication(job, strategy, cluster_like("a100-80gb", nodes=nodes))
+    link, network = communication(
+        job, strategy, cluster_like("a100-80gb", nodes=nodes), *held_parameters(job, strategy)
+    )
     volume = 2 * 2 * 8_030_261_248  # bytes: reduce-scatter and gather, 16 bit
     assert link == pytest.approx(volume * link_share / 300e9)
     assert network == pytest.approx(volume * network_share / 25e9)
@@ -254,7 +257,7 @@ def _traffic(estimate, cluster, job=None, **strategy_fields):
     fields_ = {"shape": _LLAMA_3_8B, "zero_stage": 0, "micro_batch_size": 2, "gradient_accumulation_steps": 1}
     whole, strategy, _ = estimate(**{**fields_, **strategy_fields}, job=job, seq_length=4096)
     alone = replace(whole, adapter=Adapter(rank=1, targets=frozenset()))  # nothing trains, so nothing is reduced
-    return communication(alone, strategy, cluster)
+    return communication(alone, strategy, cluster, *held_parameters(alone, strategy))
 
 
 def test_a_ring_and_ulysses_send_what_their_papers_say(estimate, cluster_like):
@@ -315,7 +318,8 @@ def test_a_racks_nvlink_joins_its_nodes(estimate, cluster_like):
     fields_ = dict(shape=_LLAMA_3_8B, gpu="gb200", zero_stage=3, micro_batch_size=1, gradient_accumulation_steps=1)
     for nodes, over_the_network in ((18, False), (36, True)):
         job, strategy, _ = estimate(**fields_, gpus=4, nodes=nodes)
-        _, network = communication(job, strategy, cluster_like("gb200", gpus=4, nodes=nodes))
+        held = held_parameters(job, strategy)
+        _, network = communication(job, strategy, cluster_like("gb200", gpus=4, nodes=nodes), *held)
         assert (network > 0) is over_the_network
 
 
@@ -324,7 +328,8 @@ def test_a_group_that_its_nodes_do_not_divide_still_crosses_them(estimate, clust
     job, strategy, _ = estimate(
         shape=_LLAMA_3_8B, zero_stage=2, micro_batch_size=1, gradient_accumulation_steps=1, nodes=3, gpus=4
     )
-    _, network = communication(job, strategy, cluster_like("a100-80gb", nodes=3, gpus=8))
+    cluster = cluster_like("a100-80gb", nodes=3, gpus=8)
+    _, network = communication(job, strategy, cluster, *held_parameters(job, strategy))
     assert network > 0
 
 
@@ -570,3 +575,29 @@ def test_offloading_the_optimizer_costs_time(estimate):
     _, _, on_host = estimate(**situation, offload_optimizer="cpu")
     assert on_host.optimizer_s > 5 * on_gpu.optimizer_s
     assert on_host.step_s > on_gpu.step_s
+
+
+_PLACES = ("none", "cpu", "nvme")
+
+
+@pytest.mark.parametrize("field", ["offload_optimizer", "offload_param"])
+def test_each_place_further_away_costs_more_time_and_parameters_cost_it_every_micro_step(estimate, field):
+    situation = dict(shape=MODELS["gpt3-1.3b"].shape, zero_stage=3, micro_batch_size=8)
+    slowest = [estimate(**situation, gradient_accumulation_steps=4, **{field: place})[2].step_s for place in _PLACES]
+    assert slowest == sorted(slowest)
+
+    def added(steps, place):
+        _, _, without = estimate(**situation, gradient_accumulation_steps=steps)
+        _, _, found = estimate(**situation, gradient_accumulation_steps=steps, **{field: place})
+        return found.optimizer_s - without.optimizer_s
+
+    assert added(8, "cpu") > added(4, "cpu") > added(1, "cpu")
+
+
+def test_nvme_time_is_bytes_over_bandwidth(cluster_like, planned_recipe, strategy_like):
+    # ZeRO-Infinity's case: 16 bytes a parameter of states, read and written once a step, by all ranks of a node.
+    recipe, cluster = planned_recipe("gpt3-13b"), cluster_like()
+    on_cpu = strategy_like(recipe, zero_stage=3, offload_optimizer="cpu")
+    on_nvme = strategy_like(recipe, zero_stage=3, offload_optimizer="nvme")
+    difference = offload_s(Job.of(recipe), on_nvme, cluster) - offload_s(Job.of(recipe), on_cpu, cluster)
+    assert difference == pytest.approx(32 * recipe.shape.num_params / 5e9, rel=1e-6)

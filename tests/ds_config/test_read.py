@@ -77,6 +77,9 @@ def test_the_scheduler_and_the_train_batch_size_are_checked_and_left_out(read, p
         {"zero_stage": 2, "activation_checkpointing": "full", "reduce_bucket_size": 65_536},
         {"zero_stage": 3, "micro_batch_size": 1, "gradient_accumulation_steps": 64},
         {"zero_stage": 3, "offload_optimizer": "cpu", "activation_checkpointing": "full"},
+        {"zero_stage": 3, "offload_param": "cpu"},
+        {"zero_stage": 3, "offload_optimizer": "nvme", "offload_param": "cpu"},
+        {"zero_stage": 3, "offload_optimizer": "nvme", "offload_param": "nvme"},
     ],
 )
 def test_an_emitted_file_reconciles_without_a_note_and_spells_its_strategy(
@@ -84,7 +87,7 @@ def test_an_emitted_file_reconciles_without_a_note_and_spells_its_strategy(
 ):
     recipe = planned_recipe("gpt-demo", precision=precision, schedule=schedule)
     strategy = strategy_like(recipe, **fields)
-    config = emit(recipe, strategy)
+    config = emit(recipe, strategy, "/mnt/nvme")
     ready, notes, found = read(config, recipe)
     assert notes == []
     assert found == strategy
@@ -220,9 +223,19 @@ def test_stage_0_in_16_bit_is_refused(read, planned_recipe, precision, zero):
         ({"zero_optimization": {"stage": 2, "allgather_bucket_size": 0}}, "zero_optimization.allgather_bucket_size"),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
-            "zero_optimization.offload_optimizer.device",
+            "zero_optimization.offload_optimizer.nvme_path",
         ),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "zero_optimization.offload_param"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}},
+            "zero_optimization.offload_param.device",
+        ),
+        # What DeepSpeed 0.19.8 would ignore, or do on the CPU instead.
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "zero_optimization.stage"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/n"}}},
+            "zero_optimization.stage",
+        ),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "zero_optimization.stage"),
     ],
 )
 def test_machinery_that_is_missing_or_no_number_is_refused_by_field(read, changes, field):

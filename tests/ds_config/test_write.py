@@ -10,8 +10,10 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from scaling.cost.memory import live_parameters
+from scaling.cost.memory import live_parameters, sub_group_size
 from scaling.ds_config import emit
+from scaling.models import build
+from scaling.plan.layouts import offload_ignored
 from scaling.training.schedule import learning_rate
 
 
@@ -47,24 +49,25 @@ def _leaves(value, path=""):
 
 
 _CASES = [
-    (precision, stage, offload, checkpointing)
+    (precision, stage, offload, param, checkpointing)
     for precision in ("fp32", "bf16", "fp16")
     for stage in range(4)
-    for offload in ("none", "cpu")
+    for offload in ("none", "cpu", "nvme")
+    for param in ("none", "cpu", "nvme")
     for checkpointing in ("none", "full")
-    if (stage or (precision == "fp32" and offload == "none"))
+    if (stage or precision == "fp32") and not offload_ignored(stage, offload, param)
 ]
 
 
 @pytest.fixture(params=_CASES, ids=lambda case: "-".join(map(str, case)))
 def case(request, planned_recipe, strategy_like):
     """(recipe, strategy, ds_config) of every combination that the search may choose."""
-    precision, stage, offload, checkpointing = request.param
+    precision, stage, offload, param, checkpointing = request.param
     recipe = planned_recipe("gpt-demo", precision=precision, gradient_clipping=0.5)
     strategy = strategy_like(
-        recipe, zero_stage=stage, offload_optimizer=offload, activation_checkpointing=checkpointing
+        recipe, zero_stage=stage, offload_optimizer=offload, offload_param=param, activation_checkpointing=checkpointing
     )  # fmt: skip
-    return recipe, strategy, emit(recipe, strategy)
+    return recipe, strategy, emit(recipe, strategy, "/mnt/nvme")
 
 
 def test_the_configuration_is_plain_json_without_auto(case):
@@ -111,7 +114,19 @@ def test_what_deepspeed_reads_is_what_was_meant(case):
     assert parsed.prescale_gradients is False
     zero = parsed.zero_config
     assert (str(zero.offload_optimizer.device) if zero.offload_optimizer else "none") == strategy.offload_optimizer
-    assert zero.offload_param is None
+    assert (str(zero.offload_param.device) if zero.offload_param else "none") == strategy.offload_param
+    if strategy.offload_optimizer == "nvme":
+        assert str(zero.offload_optimizer.nvme_path) == "/mnt/nvme"
+        # DeepSpeed: at least one buffer for each state of a parameter, and Adam has four with the gradient.
+        assert zero.offload_optimizer.buffer_count >= 4
+        assert zero.sub_group_size == sub_group_size(strategy)
+    if strategy.offload_param == "nvme":
+        assert str(zero.offload_param.nvme_path) == "/mnt/nvme"
+        assert zero.offload_param.max_in_cpu == 0
+        largest = max(p.numel() for p in build(recipe.shape).parameters())
+        assert zero.offload_param.buffer_size >= largest / strategy.shards
+    if "nvme" in (strategy.offload_optimizer, strategy.offload_param):
+        assert parsed.aio_config == config["aio"]
     if strategy.zero_stage == 3:
         assert zero.max_live_parameters == live_parameters(recipe.shape, strategy.reduce_bucket_size)
         assert zero.prefetch_bucket_size == strategy.reduce_bucket_size

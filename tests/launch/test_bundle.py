@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -33,7 +33,10 @@ def test_what_is_written_is_a_ds_config_that_spells_the_chosen_strategy(plan, tm
     found = ds_config.load(tmp_path / "ds_config.json")
     written = recipe.load(tmp_path / "recipe.yaml")
     strategy = ds_config.strategy_of(found, written, plan.cluster.world_size)
-    assert strategy == plan.strategy
+    # No key of a ds_config carries the loss kernel: train.py reads it from plan.json.
+    assert replace(strategy, loss_kernel=plan.strategy.loss_kernel) == plan.strategy
+    kernel = json.loads((tmp_path / "plan.json").read_text())["strategy"]["loss_kernel"]
+    assert kernel == plan.strategy.loss_kernel
     assert ds_config.reconcile(found, written, strategy)[1] == []
 
 

@@ -1,19 +1,22 @@
 """What is searched divides the model; what cannot be run is priced, reported and never chosen."""
 
+from dataclasses import replace
+
 import pytest
 
 from scaling import registry
 from scaling.plan import search
-from scaling.plan.layouts import RUNNABLE, illegal, layouts, parallel_sizes
+from scaling.plan.layouts import RUNNABLE, Layout, illegal, layouts, offload_ignored, parallel_sizes
 
 
 @pytest.mark.parametrize("model", ["gpt3-1.3b", "gpt3-175b", "gpt2-xl", "bert-large"])
 def test_parallel_sizes_divide_heads_layers_sequence_and_ranks(model, cluster_like):
     shape, cluster = registry.find(model).shape, cluster_like("a100-80gb", gpus=8, nodes=4)
     sizes = list(parallel_sizes(shape, 512, cluster))
-    assert sizes[0] == (1, 1, 1)
+    assert sizes[0] == (1, 1, 1, 1)
     assert len(sizes) == len(set(sizes))
-    for tp, pp, sp in sizes:
+    for tp, pp, sp, ep in sizes:
+        assert ep == 1  # no experts
         assert shape.num_attention_heads % tp == 0
         assert shape.num_attention_heads % sp == 0
         assert shape.num_layers % pp == 0
@@ -24,7 +27,14 @@ def test_parallel_sizes_divide_heads_layers_sequence_and_ranks(model, cluster_li
 
 def test_gpt2_xl_cannot_be_cut_over_eight_since_it_has_25_heads(cluster_like):
     sizes = parallel_sizes(registry.find("gpt2-xl").shape, 1024, cluster_like("a100-80gb", gpus=8))
-    assert {tp for tp, _, _ in sizes} == {1}
+    assert {each.tensor for each in sizes} == {1}
+
+
+def test_experts_are_spread_over_ranks_that_they_and_the_world_divide(cluster_like):
+    # mistralai/Mixtral-8x7B-v0.1 has 8 experts.
+    shape = replace(registry.find("gpt3-1.3b").shape, num_experts=8, experts_per_token=2)
+    sizes = parallel_sizes(shape, 2048, cluster_like("a100-80gb", gpus=4, nodes=3))
+    assert {each.expert for each in sizes} == {1, 2, 4}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,18 @@ def test_what_deepspeed_does_wrong_is_illegal_with_the_reason(changes, reason, p
     assert all(reason in answer for answer in found)
 
 
+def test_deepspeed_has_no_experts_at_stage_3(planned_recipe):
+    # deepspeed 0.19.8, runtime/engine.py:2215: "Native DeepSpeed MoE is not supported with ZeRO Stage 3".
+    fields = {"offload_optimizer": "none", "offload_param": "none", "activation_checkpointing": "none"}
+    recipe = planned_recipe("gpt3-1.3b")
+    reasons = {
+        stage: illegal(recipe, Layout(zero_stage=stage, expert_parallel_size=2, **fields)) for stage in (1, 2, 3)
+    }
+    assert "mixtures of experts" in reasons[3]
+    assert not reasons[1]
+    assert not reasons[2]
+
+
 def test_a_plan_chooses_only_what_can_be_run_and_says_what_else_would_bring(planned_recipe, cluster_like):
     plan = search(planned_recipe("gpt3-6.7b", global_batch_size=1024), cluster_like("a100-80gb", gpus=8, nodes=2))
     for candidate in (plan.chosen, *plan.alternatives):
@@ -63,7 +85,21 @@ def test_cutting_a_model_over_more_ranks_is_priced_slower_where_links_are_slower
 
     def tensor_parallel(gpu):
         plan = search(recipe, cluster_like(gpu, gpus=8))
-        (text,) = [r.reason for r in plan.rejected if "cannot run tensor parallelism" in r.reason]
-        return float(text.split(" x the chosen one")[0].split()[-1])
+        reasons = [r.reason for r in plan.rejected if "cannot run tensor parallelism" in r.reason]
+        return min(float(reason.split(" x the chosen one")[0].split()[-1]) for reason in reasons)
 
     assert tensor_parallel("a100-80gb-pcie") > tensor_parallel("a100-80gb")
+
+
+def test_what_is_offloaded_is_only_what_deepspeed_obeys(planned_recipe, cluster_like):
+    # deepspeed 0.19.8: offload_param is read at stage 3 only (zero/config.py), and NVMe is the CPU below it
+    # (zero/stage_1_and_2.py:220).
+    recipe, plain = planned_recipe("gpt3-1.3b"), cluster_like()
+    with_nvme = replace(plain, nvme_path="/mnt/nvme", nvme_bytes=2**40)
+    for cluster, places in ((plain, {"none", "cpu"}), (with_nvme, {"none", "cpu", "nvme"})):
+        found = {(each.zero_stage, each.offload_optimizer, each.offload_param) for each in layouts(recipe, cluster)}
+        assert {optimizer for stage, optimizer, _ in found if stage == 3} == places
+        assert {param for stage, _, param in found if stage == 3} == places
+        assert {optimizer for stage, optimizer, _ in found if stage in (1, 2)} == {"none", "cpu"}
+        assert {param for stage, _, param in found if stage < 3} == {"none"}
+        assert not any(offload_ignored(*each) for each in found)

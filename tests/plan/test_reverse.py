@@ -2,13 +2,14 @@
 
 import pytest
 
-from scaling.errors import Infeasible
+from scaling.errors import Infeasible, InputError
 from scaling.plan import request, reverse, search, steering_of
+from scaling.plan.steering import FREE
 
 
-def of_size(cluster, num_params):
+def of_size(cluster, num_params, steering=FREE):
     recipe, _ = request.recipe_for(cluster, params=str(num_params))
-    return search(recipe, cluster)
+    return search(recipe, cluster, steering=steering)
 
 
 @pytest.mark.parametrize(("gpu", "gpus"), [("a100-80gb", 8), ("rtx-4090", 1), ("v100-32gb", 4)])
@@ -23,7 +24,11 @@ def test_more_gpus_never_hold_a_smaller_model_where_the_host_holds_what_they_bui
     sizes = []
     for gpus in (1, 2, 4, 8):
         cluster = cluster_like("a100-40gb", gpus=gpus, host_memory_bytes=2**50)
-        sizes.append(reverse.largest_model(lambda n, on=cluster: of_size(on, n)).recipe.shape.num_params)
+        # With parameters offloaded too, what a second GPU brings is only NCCL's memory.
+        steering = steering_of(forbid=["offload_param=cpu"])
+        sizes.append(
+            reverse.largest_model(lambda n, on=cluster, by=steering: of_size(on, n, by)).recipe.shape.num_params
+        )
     assert sizes == sorted(sizes)
 
 
@@ -43,3 +48,31 @@ def test_what_no_number_of_gpus_holds_is_said_with_the_reason(planned_recipe, cl
         reverse.fewest_gpus(recipe, cluster_like("t4", gpus=4), lambda what, on: search(what, on))
     assert "gpt3-175b" in refused.value.message
     assert "GiB" in refused.value.hint
+
+
+def test_the_cheapest_size_has_the_fewest_gpu_hours_and_is_the_soonest_done_of_those_that_tie(
+    planned_recipe, cluster_like
+):
+    recipe, cluster = planned_recipe("gpt3-13b", global_batch_size=1536), cluster_like("a100-80gb", gpus=8, nodes=6)
+    plan, sizes = reverse.cheapest(recipe, cluster, lambda what, on: search(what, on))
+    assert [size.cluster.world_size for size in sizes] == [1, 2, 4, 8, 16, 32, 48]
+    assert plan in sizes
+    fitting = [size for size in sizes if size.fits]
+    assert len(fitting) > 1
+    fewest = min(size.chosen.gpu_hours for size in fitting)
+    assert fewest <= plan.chosen.gpu_hours <= 1.02 * fewest
+    sooner = [size for size in fitting if size.chosen.time.train_days < plan.chosen.time.train_days]
+    assert all(size.chosen.gpu_hours > 1.02 * fewest for size in sooner)
+
+
+def test_the_cheapest_of_sizes_that_all_fail_is_a_plan_that_does_not_fit(planned_recipe, cluster_like):
+    recipe = planned_recipe("gpt3-175b", global_batch_size=1536)
+    plan, sizes = reverse.cheapest(recipe, cluster_like("a100-40gb"), lambda what, on: search(what, on))
+    assert not plan.fits
+    assert plan.cluster.world_size == 8
+    assert len(sizes) == 4
+
+
+def test_ranks_of_one_cpu_have_no_price(planned_recipe, cluster_like):
+    with pytest.raises(InputError, match="objective"):
+        reverse.cheapest(planned_recipe("gpt-demo"), cluster_like(name="cpu"), lambda what, on: search(what, on))

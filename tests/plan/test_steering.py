@@ -1,16 +1,20 @@
 """Pins, bans, objectives and headroom do what they say, and nothing is dropped in silence."""
 
+from dataclasses import replace
+
 import pytest
 
 from scaling.errors import InputError
 from scaling.plan import search, steering_of
+from scaling.units import GIB
 
 
 @pytest.fixture
 def planned(planned_recipe, cluster_like):
     def of(**flags):
         recipe = planned_recipe("gpt3-1.3b", global_batch_size=512)
-        return search(recipe, cluster_like("a100-80gb", gpus=8), steering=steering_of(**flags))
+        nvme = {"nvme_path": "/mnt/nvme", "nvme_bytes": 1000 * GIB, "nvme_bytes_per_s": 5e9}
+        return search(recipe, replace(cluster_like("a100-80gb", gpus=8), **nvme), steering=steering_of(**flags))
 
     return of
 
@@ -22,6 +26,9 @@ def planned(planned_recipe, cluster_like):
         ("micro_batch_size=4", "micro_batch_size", 4),
         ("gradient_accumulation_steps=64", "gradient_accumulation_steps", 64),
         ("offload_optimizer=cpu", "offload_optimizer", "cpu"),
+        ("offload_param=cpu", "offload_param", "cpu"),
+        ("offload_optimizer=nvme", "offload_optimizer", "nvme"),
+        ("offload_param=nvme", "offload_param", "nvme"),
         ("activation_checkpointing=full", "activation_checkpointing", "full"),
     ],
 )
@@ -38,7 +45,10 @@ def test_several_pins_hold_together(planned):
     assert plan.strategy.offload_optimizer == "none"
 
 
-@pytest.mark.parametrize(("forbid", "gone"), [("offload", "optimizer on cpu"), ("checkpointing", "full checkpointing")])
+@pytest.mark.parametrize(
+    ("forbid", "gone"),
+    [("offload", "on cpu"), ("offload", "on nvme"), ("nvme", "on nvme"), ("checkpointing", "full checkpointing")],
+)
 def test_what_is_forbidden_is_nowhere_but_among_the_rejected(planned, forbid, gone):
     plan = planned(forbid=[forbid])
     assert all(gone not in str(candidate.strategy) for candidate in (plan.chosen, *plan.alternatives))
@@ -70,6 +80,8 @@ def test_less_safety_margin_never_fits_less(planned):
         ({"safety": 0}, "safety", "0.9"),
         ({"safety": 90}, "safety", "0.9"),
         ({"pin": ["zero_stage=0"]}, "pin", "extra optimizer step"),
+        ({"pin": ["zero_stage=2,offload_param=cpu"]}, "pin", "at stage 3 only"),
+        ({"pin": ["zero_stage=2,offload_optimizer=nvme"]}, "pin", "silently to the CPU"),
     ],
 )
 def test_a_flag_that_cannot_be_is_refused_with_what_would_work(planned, flags, field, hint):

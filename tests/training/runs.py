@@ -41,7 +41,9 @@ def tiny_recipe(folder: Path, *, family: str = "gpt2", **changes: Any) -> Recipe
     return Recipe.model_validate({**fields, **changes})
 
 
-def layout(world_size: int, stage: int, *, micro: int = 4, checkpointing: str = "none", batch: int = 8) -> Strategy:
+def layout(
+    world_size: int, stage: int, *, micro: int = 4, checkpointing: str = "none", batch: int = 8, loss: str = "full"
+) -> Strategy:
     """A strategy for `batch` samples on `world_size` ranks with buckets that a tiny model fills several times."""
     return Strategy(
         zero_stage=stage,
@@ -50,6 +52,7 @@ def layout(world_size: int, stage: int, *, micro: int = 4, checkpointing: str = 
         micro_batch_size=micro,
         gradient_accumulation_steps=batch // (micro * world_size),
         activation_checkpointing=checkpointing,
+        loss_kernel=loss,
         reduce_bucket_size=20_000,
         allgather_bucket_size=20_000,
     )
@@ -67,7 +70,8 @@ def files(folder: Path, what: Recipe, strategy: Strategy) -> tuple[Path, Path]:
 def run(folder: Path, what: Recipe, strategy: Strategy, *flags: str) -> list[dict[str, Any]]:
     """Trains in `folder` on as many ranks as the strategy has; the lines of metrics.jsonl."""
     recipe_path, config_path = files(folder / "asked", what, strategy)
-    argv = ["--ds_config", str(config_path), "--recipe", str(recipe_path), "--run_dir", str(folder), *flags]
+    argv = ["--ds_config", str(config_path), "--recipe", str(recipe_path), "--run_dir", str(folder)]
+    argv += ["--loss_kernel", strategy.loss_kernel, *flags]
     on_ranks(strategy.data_parallel_size, train.main, argv)
     return metrics(folder)
 

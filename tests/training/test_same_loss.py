@@ -22,6 +22,9 @@ LAYOUTS = {
     "2 ranks, stage 2, checkpointing": layout(2, 2, checkpointing="full"),
     "2 ranks, stage 3": layout(2, 3),
     "2 ranks, stage 3, accumulation 4, checkpointing": layout(2, 3, micro=1, checkpointing="full"),
+    "1 rank, stage 0, chunked loss": layout(1, 0, micro=8, loss="chunked"),
+    "2 ranks, stage 2, chunked loss, checkpointing": layout(2, 2, loss="chunked", checkpointing="full"),
+    "2 ranks, stage 3, accumulation 2, chunked loss": layout(2, 3, micro=2, loss="chunked"),
 }
 
 
