@@ -31,7 +31,7 @@ def unknowns(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def ideal(run: Run, names: Sequence[tuple[str, str]]) -> np.ndarray:
-    terms: Terms = ideal_terms(run.job, run.strategy, run.cluster, run.profile)
+    terms, _ = ideal_terms(run.job, run.strategy, run.cluster, run.profile)
     here = run.cluster.accelerator.name
     return np.array([getattr(terms, term) if gpu in ("", here) else 0.0 for term, gpu in names])
 

@@ -1,6 +1,7 @@
 """What a price depends on beside the strategy and the cluster: a recipe, or somebody else's published run."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from scaling.hardware import MatmulPrecision, Precision
@@ -59,14 +60,18 @@ class Job:
     step_in_backward: bool = False
     num_steps: int = 1
 
-    @property
+    @cached_property
     def flops_per_token(self) -> float:
         """Model FLOPs to train on one token: the shape's, less a frozen matrix's own gradient, 2 of 6."""
-        whole, matmul = (
-            self.shape.flops_per_token(length, predicted_fraction=self.predicted_fraction)
-            for length in (self.seq_length, 0)
-        )
-        return whole - matmul / 3 if self.adapter else whole
+        matrices, scores, head = self.flops_by_part
+        return (matrices + head) * (2 / 3 if self.adapter else 1) + scores
+
+    @cached_property
+    def flops_by_part(self) -> tuple[float, float, float]:
+        """(the layers' matrices, attention's scores and values, the head): what a token costs with nothing frozen."""
+        matrices = self.shape.flops_per_token(0, predicted_fraction=0.0)
+        scores = self.shape.flops_per_token(self.seq_length, predicted_fraction=0.0) - matrices
+        return matrices, scores, self.shape.flops_per_token(0, predicted_fraction=self.predicted_fraction) - matrices
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Job":

@@ -98,8 +98,7 @@ class TimeEstimate:
 def step_time(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> TimeEstimate:
     """The estimate for one optimizer step of `job` by `strategy` on `cluster`."""
     c = coefficients_of(cluster.accelerator)
-    ideal = ideal_terms(job, strategy, cluster, profile)
-    matmul_again, attention_again = recompute(job, strategy, cluster.accelerator, profile)
+    ideal, (matmul_again, attention_again) = ideal_terms(job, strategy, cluster, profile)
     again_s = c.matmul * matmul_again + c.attention * attention_again
     parts = {  # at the profile's pace
         "compute_s": c.matmul * ideal.matmul + c.attention * ideal.attention - again_s,
@@ -113,9 +112,9 @@ def step_time(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile =
     tokens_per_second = strategy.global_batch_size * job.seq_length / step_s
     peak = cluster.world_size * cluster.accelerator.peak_flops(job.matmul_precision or job.precision)
     # A forward is a third of what the layers take; attention's is of the whole square, as the convention has it.
-    matrices, scores = repeated_forward(job, strategy, profile)
-    layers, matmuls = (job.shape.flops_per_token(length, predicted_fraction=0.0) for length in (job.seq_length, 0))
-    recomputed = (matrices * matmuls + scores * (layers - matmuls)) / 3
+    of_matrices, of_scores = repeated_forward(job, strategy, profile)
+    matrices, scores, _ = job.flops_by_part
+    recomputed = (of_matrices * matrices + of_scores * scores) / 3
     return TimeEstimate(
         **parts,
         step_s=step_s,
@@ -133,8 +132,13 @@ def coefficients_of(accelerator: Accelerator) -> Terms:
     return _FITTED.get(_CHIP_OF.get(accelerator.name, accelerator.name), _UNFITTED)
 
 
-def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> Terms:
-    """Each term of one optimizer step at the hardware's own rate, in seconds (`layers` in milliseconds' worth)."""
+def ideal_terms(
+    job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED
+) -> tuple[Terms, tuple[float, float]]:
+    """Each term of one optimizer step at the hardware's own rate, in seconds (`layers` in milliseconds' worth).
+
+    And what of `matmul` and of `attention` is made again for the backward.
+    """
     gpu, eager = cluster.accelerator, job.attention == "eager"
     layers = layers_per_rank(job.shape, strategy)
     tokens = micro_step_tokens(job, strategy)
@@ -144,7 +148,10 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     # again: 5 matmuls to the forward's 2.
     matmul = (2 if job.adapter else 3) * (weights + head_forward_s(job, strategy, gpu))
     attention = (3 if eager else 3.5) * scores
-    matmul_again, attention_again = recompute(job, strategy, gpu, profile)
+    of_matrices, of_scores = repeated_forward(job, strategy, profile)
+    again = of_matrices * weights, of_scores * scores
+    if eager:  # plain matmuls, which run at their pace
+        matmul, attention, again = matmul + attention, 0.0, (sum(again), 0.0)
     moved = layers * tokens * moved_bytes_per_token(job, strategy, profile) + loss_traffic_bytes(job, strategy, profile)
     # The optimizer reads and writes master and moments and reads a gradient, and writes the parameter.
     updated = updated_bytes(job, profile)
@@ -152,10 +159,9 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
     share = trained.sharded(strategy) if strategy.zero_stage >= 1 else trained.total
     offloaded = strategy.offload_optimizer != "none"
     link, network = communication(job, strategy, cluster, whole, trained)
-    return Terms(
-        # Eager attention is plain matmuls, and runs at their pace.
-        matmul=busy * (matmul + (attention if eager else 0.0)) + matmul_again,
-        attention=busy * (0.0 if eager else attention) + attention_again,
+    terms = Terms(
+        matmul=busy * (matmul + again[0]),
+        attention=busy * (attention + again[1]),
         memory=busy * moved / gpu.memory_bytes_per_s,
         optimizer=0.0 if offloaded else share * (updated + element_bytes(job.precision)) / gpu.memory_bytes_per_s,
         link=link,
@@ -163,22 +169,12 @@ def ideal_terms(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile
         layers=busy * layers * 1e-3,
         offload=offload_s(job, strategy, cluster, profile),
     )
+    return terms, (busy * again[0], busy * again[1])
 
 
 def updated_bytes(job: Job, profile: Profile) -> float:
     """Bytes per parameter that an optimizer reads and writes, 28 with Adam's two moments; Muon's matmuls apart."""
     return 3 * FP32_BYTES + 2 * moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
-
-
-def recompute(job: Job, strategy: Strategy, gpu: Accelerator, profile: Profile = DEEPSPEED) -> tuple[float, float]:
-    """What is made again for the backward, of the terms `matmul` and `attention`."""
-    of_weights, of_scores = repeated_forward(job, strategy, profile)
-    if not of_weights and not of_scores:
-        return 0.0, 0.0
-    weights, scores = forward_s(job, strategy, gpu)
-    busy = busy_micro_steps(strategy)
-    weights, scores = busy * of_weights * weights, busy * of_scores * scores
-    return (weights + scores, 0.0) if job.attention == "eager" else (weights, scores)
 
 
 def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[float, float]:
@@ -264,10 +260,7 @@ def micro_step_tokens(job: Job, strategy: Strategy) -> float:
 
 def head_forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> float:
     """Seconds of one micro step's logits, spread over the ranks; never in 8 bits."""
-    with_head, without = (
-        job.shape.flops_per_token(0, predicted_fraction=fraction) for fraction in (job.predicted_fraction, 0.0)
-    )
-    flops = micro_step_tokens(job, strategy) * (with_head - without) / 3
+    flops = micro_step_tokens(job, strategy) * job.flops_by_part[2] / 3
     return flops / strategy.model_parallel_size / gpu.matmul_ceiling(job.precision)
 
 

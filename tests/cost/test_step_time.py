@@ -194,7 +194,8 @@ def test_fp8_matmuls_take_no_longer_than_bf16_ones_where_there_is_a_rate_for_the
     job, strategy, _ = estimate(**_changed(situation, matmul_precision=None))
     cluster = cluster_like("h100")
     terms = [
-        ideal_terms(replace(job, matmul_precision=narrow), strategy, cluster).matmul for narrow in (None, "fp8", "tf32")
+        ideal_terms(replace(job, matmul_precision=narrow), strategy, cluster)[0].matmul
+        for narrow in (None, "fp8", "tf32")
     ]
     assert terms[1] <= terms[0] <= terms[2]
 
