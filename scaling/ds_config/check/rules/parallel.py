@@ -1,0 +1,289 @@
+"""Tensor, sequence and pipeline parallelism, experts, compilation, checkpoints and activation checkpointing."""
+
+from collections.abc import Iterator
+
+from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, NOTE, WARNING
+from scaling.ds_config.check.rule import Edit, Hit, Rule
+from scaling.ds_config.check.rules.batch import MICRO, STEPS, TOTAL
+from scaling.ds_config.check.rules.keys import shown
+from scaling.ds_config.check.view import View
+
+_SIZE = ("tensor_parallel", "autotp_size")
+
+
+def _batch_counts_tensor_ranks(view: View) -> Iterator[Hit]:
+    size = view.get("tensor_parallel.autotp_size")
+    total = view.raw(TOTAL)
+    if size > 1 and isinstance(total, int | float) and total > 0:
+        complete = view.says(MICRO) and view.says(STEPS)
+        yield Hit(
+            path=(TOTAL,),
+            says=f"{total:g} counts each sample {size} times, once a tensor-parallel rank",
+            mend=f"leave {TOTAL} out, and give {MICRO} and {STEPS}",
+            severity=WARNING if complete else None,
+            does="the run has that many samples less in a step, and only the figure is wrong" if complete else "",
+        )
+
+
+def _dtype(view: View) -> Iterator[Hit]:
+    if view.says("tensor_parallel.dtype") and view.raw("tensor_parallel.dtype") != "auto":
+        path = ("tensor_parallel", "dtype")
+        yield Hit(
+            path=path,
+            says="a width, which the model wants as a torch.dtype",
+            mend="remove it",
+            edits=(Edit(what="remove", path=path),),
+        )
+
+
+def _sizes_differ(view: View) -> Iterator[Hit]:
+    size, inner = view.get("tensor_parallel.autotp_size"), view.get("tensor_parallel.tensor_parallel.tp_size")
+    if size > 1 and inner not in (1, size):
+        yield Hit(path=_SIZE, says=f"{size}, where tp_size is {inner}", mend="autotp_size alone")
+
+
+def _only_tp_size(view: View) -> Iterator[Hit]:
+    size, inner = view.get("tensor_parallel.autotp_size"), view.get("tensor_parallel.tensor_parallel.tp_size")
+    if size <= 1 and inner > 1:
+        yield Hit(
+            path=view.at("tensor_parallel.tensor_parallel"),
+            says=f"tp_size {inner} without autotp_size",
+            mend=f'"autotp_size": {inner}',
+        )
+
+
+def _does_not_divide(view: View) -> Iterator[Hit]:
+    size = view.get("tensor_parallel.autotp_size")
+    if size > 1 and view.world_size % size:
+        fitting = [str(n) for n in range(2, view.world_size + 1) if view.world_size % n == 0]
+        yield Hit(
+            path=_SIZE, says=f"{size} does not divide {view.world_size} ranks", mend=", ".join(fitting[:6]) or "0"
+        )
+
+
+def _more_than_heads(view: View) -> Iterator[Hit]:
+    size, model = view.get("tensor_parallel.autotp_size"), view.context.model
+    if model and size > model.num_key_value_heads:
+        yield Hit(
+            path=_SIZE,
+            says=f"{size} ranks for the {model.num_key_value_heads} key-value heads of {model.name}",
+            mend=f"at most {model.num_key_value_heads}",
+        )
+
+
+def _tensor_at_3(view: View) -> Iterator[Hit]:
+    if view.get("tensor_parallel.autotp_size") > 1 and view.stage == 3:
+        yield Hit(path=_SIZE, says="AutoTP at stage 3", mend="stage 1 or 2, or DeepSpeed 0.19.4 or newer")
+
+
+def _heads_do_not_divide(view: View) -> Iterator[Hit]:
+    size, model = view.get("sequence_parallel_size") or 1, view.context.model
+    if model and model.num_attention_heads % size:
+        yield Hit(
+            path=("sequence_parallel_size",),
+            says=f"{size} does not divide the {model.num_attention_heads} heads of {model.name}",
+            mend=f"a divisor of {model.num_attention_heads}",
+        )
+
+
+def _contiguous(view: View) -> Iterator[Hit]:
+    if not view.get("activation_checkpointing.contiguous_memory_optimization"):
+        return
+    path = ("activation_checkpointing", "contiguous_memory_optimization")
+    if not view.get("activation_checkpointing.partition_activations"):
+        yield Hit(path=path, says="true without partition_activations", mend='"partition_activations": true, or false')
+    elif view.get("activation_checkpointing.number_checkpoints") is None:
+        yield Hit(
+            path=path,
+            says="true without number_checkpoints",
+            severity=WARNING,
+            mend='"number_checkpoints": the number of layers, unless the script passes num_checkpoints',
+        )
+
+
+def _inert(view: View) -> Iterator[Hit]:
+    block = view.root.get("activation_checkpointing")
+    if isinstance(block, dict) and any(value is True for value in block.values()):
+        yield Hit(
+            path=("activation_checkpointing",),
+            says="a block that no plain module obeys",
+            mend="switch checkpointing on in the model: gradient_checkpointing_enable()",
+        )
+
+
+def _overlap_in_pipeline(view: View) -> Iterator[Hit]:
+    if _is_pipeline(view) and view.stage >= 2:
+        yield Hit(
+            path=("zero_optimization", "stage"),
+            says=f"stage {view.stage} beside a pipeline block",
+            mend="stage 0 or 1, if the model is a PipelineModule",
+        )
+
+
+def _is_pipeline(view: View) -> bool:
+    block = view.root.get("pipeline")
+    stages = block.get("stages") if isinstance(block, dict) else None
+    return isinstance(stages, int) and not isinstance(stages, bool) and stages > 1
+
+
+def _tag_validation(view: View) -> Iterator[Hit]:
+    value = view.raw("checkpoint.tag_validation")
+    fits = isinstance(value, str) and value.upper() in ("WARN", "IGNORE", "FAIL")
+    if view.says("checkpoint.tag_validation") and not fits:
+        yield Hit(
+            path=("checkpoint", "tag_validation"),
+            says=f"{shown(value)} is none of WARN, IGNORE, FAIL",
+            mend='"WARN", "IGNORE" or "FAIL"',
+        )
+
+
+def _checkpoint_words(view: View) -> Iterator[Hit]:
+    for name, known in (
+        ("checkpoint.writer.type", ("MOCK", "PYTHON", "FAST")),
+        ("checkpoint.writer.data_parallel", ("REPLICA", "SOCKET", "MACHINE")),
+    ):
+        value = view.raw(name)
+        if view.says(name) and value is not None and not (isinstance(value, str) and value.upper() in known):
+            yield Hit(
+                path=tuple(name.split(".")), says=f"{shown(value)} is none of {', '.join(known)}", mend=f'"{known[-1]}"'
+            )
+    name = "checkpoint.parallel_write.pipeline_stage"
+    value = view.raw(name)
+    if view.says(name) and value not in (True, False):
+        yield Hit(path=tuple(name.split(".")), says=f"{shown(value)} is neither true nor false", mend="true or false")
+
+
+def _compiled(view: View) -> Iterator[Hit]:
+    """The passes that compile/init_z3.py refuses together, before it touches the engine."""
+    if not view.get("compile.deepcompile") or view.stage != 3:
+        return
+    activation, states, parameters = (
+        view.get(f"compile.{name}") for name in ("offload_activation", "offload_opt_states", "offload_parameters")
+    )
+    if activation and (states or parameters):
+        yield Hit(
+            path=("compile", "offload_activation"), says="true with another DeepCompile offload", mend="one of them"
+        )
+    if states and view.offload("optimizer") != "none":
+        yield Hit(
+            path=("compile", "offload_opt_states"), says="true with ZeRO's offload_optimizer", mend="one of the two"
+        )
+
+
+def _compile_off(view: View) -> Iterator[Hit]:
+    block = view.root.get("compile")
+    if isinstance(block, dict) and "deepcompile" not in block and any(value is True for value in block.values()):
+        yield Hit(
+            path=("compile",), says='settings without "deepcompile"', mend='"deepcompile": true, or remove the block'
+        )
+
+
+def _experts_at_3(view: View) -> Iterator[Hit]:
+    if not view.get("expert_parallel.enabled") or view.stage != 3:
+        return
+    inner = view.get("expert_parallel.expert_tensor_parallel_size")
+    for path, wrong in (
+        (("zero_optimization", "zero_quantized_gradients"), view.zero("zero_quantized_gradients")),
+        (("zero_optimization", "zero_hpz_partition_size"), view.zero("zero_hpz_partition_size") > 1),
+        (("expert_parallel", "expert_tensor_parallel_size"), inner != 1),
+    ):
+        if wrong:
+            yield Hit(path=path, says=f"{shown(view.raw('.'.join(path)))} with AutoEP at stage 3", mend="stage 1 or 2")
+
+
+def _experts_do_not_divide(view: View) -> Iterator[Hit]:
+    if view.get("expert_parallel.enabled"):
+        size, inner = view.get("expert_parallel.autoep_size"), view.get("expert_parallel.expert_tensor_parallel_size")
+        if view.world_size % (size * inner):
+            yield Hit(
+                path=("expert_parallel", "autoep_size"),
+                mend="sizes whose product divides them",
+                says=f"{size} x {inner} does not divide {view.world_size} ranks",
+            )
+
+
+_TP = "runtime/engine.py:DeepSpeedEngine._apply_autotp_partitioning"
+
+RULES = (
+    Rule(
+        id="SP001", title="stage 2 or 3 beside a pipeline of several stages", outcome=AT_START, severity=WARNING,
+        does="AssertionError: ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism; the block itself splits "
+             "nothing, a PipelineModule does", find=_overlap_in_pipeline, source="runtime/pipe/engine.py",
+    ),
+    Rule(
+        id="SP010", title="train_batch_size with AutoTP", outcome=CHANGES, since="0.16.4",
+        does="DeepSpeed multiplies the micro batch by all ranks, though tensor-parallel ranks share their samples: the "
+             "batch it trains with is smaller by that factor", find=_batch_counts_tensor_ranks,
+        source="__init__.py:initialize, where mpu is None",
+    ),
+    Rule(
+        id="SP011", title="tensor_parallel.dtype", outcome=AT_START, since="0.16.4",
+        does="ValidationError: no JSON value is a torch.dtype", find=_dtype, source="runtime/tensor_parallel/config.py",
+    ),
+    Rule(
+        id="SP013", title="autotp_size and tp_size differ", outcome=AT_START, since="0.19.2",
+        does="ValueError: does not match tensor_parallel.autotp_size", find=_sizes_differ, source=_TP,
+    ),
+    Rule(
+        id="SP026", title="tp_size without autotp_size", outcome=IGNORES, since="0.16.4",
+        does="only autotp_size switches AutoTP on: nothing is split", find=_only_tp_size,
+        source="__init__.py:initialize",
+    ),
+    Rule(
+        id="SP027", title="autotp_size does not divide the ranks", outcome=AT_START, since="0.16.4",
+        does="AssertionError when the groups are made", find=_does_not_divide,
+        source="utils/groups.py:_init_tp_mesh_device",
+    ),
+    Rule(
+        id="SP015", title="more tensor-parallel ranks than key-value heads", outcome=CHANGES, severity=WARNING,
+        does="ranks beyond the heads hold no attention and wait", since="0.16.4", find=_more_than_heads, source=_TP,
+    ),
+    Rule(
+        id="SP018", title="AutoTP at stage 3 before 0.19.4", outcome=AT_START, since="0.16.4", until="0.19.4",
+        does="AssertionError: has not been validated", find=_tensor_at_3, source=_TP,
+    ),
+    Rule(
+        id="SP020", title="sequence_parallel_size does not divide the heads", outcome=AT_START,
+        does="ValueError when Ulysses is registered", find=_heads_do_not_divide,
+        source="runtime/sequence_parallel/ulysses_sp.py",
+    ),
+    Rule(
+        id="SP025", title="contiguous activation checkpoints without partitioning or their number", outcome=AT_START,
+        does="AssertionError when deepspeed.checkpointing is configured", find=_contiguous,
+        source="runtime/activation_checkpointing/checkpointing.py:configure",
+    ),
+    Rule(
+        id="SP028", title="an activation_checkpointing block", outcome=IGNORES, severity=NOTE,
+        does="DeepSpeed hands it to deepspeed.checkpointing.checkpoint(), which the model has to call", find=_inert,
+        source="runtime/activation_checkpointing/config.py",
+    ),
+    Rule(
+        id="SC020", title="checkpoint.tag_validation is none of its words", outcome=AT_START,
+        does="DeepSpeedConfigError: Checkpoint config contains invalid tag_validation", find=_tag_validation,
+        source="runtime/config.py:get_checkpoint_tag_validation_mode",
+    ),
+    Rule(
+        id="SC044", title="a word of the checkpoint block that DeepSpeed does not know", outcome=AT_START,
+        does="AssertionError or DeepSpeedConfigError", find=_checkpoint_words,
+        source="runtime/model_checkpointing/config.py",
+    ),
+    Rule(
+        id="SP023", title="DeepCompile offloads that do not go together, at stage 3", outcome=AT_START, since="0.16.6",
+        does="ValueError when engine.compile() is called", find=_compiled,
+        source="compile/init_z3.py",
+    ),
+    Rule(
+        id="SP029", title="a compile block without deepcompile", outcome=IGNORES, severity=WARNING, since="0.16.6",
+        does="deepcompile is false by default: nothing is compiled", find=_compile_off, source="compile/config.py",
+    ),
+    Rule(
+        id="SM003", title="AutoEP at stage 3 with what it does not go with", outcome=AT_START, since="0.19.2",
+        does="AssertionError: AutoEP with ZeRO Stage 3 does not support ...", find=_experts_at_3,
+        source="runtime/engine.py:DeepSpeedEngine._validate_zero3_moe_compatibility",
+    ),
+    Rule(
+        id="SM005", title="expert-parallel sizes do not divide the ranks", outcome=AT_START, since="0.19.2",
+        does="ValueError when AutoEP is set up", find=_experts_do_not_divide,
+        source="module_inject/auto_ep_folding.py:build_folding_spec",
+    ),
+)  # fmt: skip

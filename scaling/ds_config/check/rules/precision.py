@@ -1,0 +1,270 @@
+"""fp16, bf16, and the widths beside the model's own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, NOTE, WARNING
+from scaling.ds_config.check.rule import Edit, Hit, Rule
+from scaling.ds_config.check.rules.keys import shown
+from scaling.ds_config.check.view import WIDTHS, View
+
+
+def _both(view: View) -> Iterator[Hit]:
+    if view.precision == "bf16" and view.get("fp16.enabled"):
+        yield Hit(path=("fp16", "enabled"), says="fp16 and bf16 are both enabled", mend="false in one of the two")
+
+
+def _old_name_too(view: View) -> Iterator[Hit]:
+    if view.root.get("bf16") is not None and view.says("bfloat16"):
+        same = view.root["bf16"] == view.root["bfloat16"]
+        yield Hit(
+            path=("bfloat16",),
+            says='"bfloat16" beside "bf16", of which it is the old name',
+            mend='"bf16" alone',
+            edits=(Edit(what="remove", path=("bfloat16",)),) if same else (),
+        )
+
+
+def _hardware(view: View) -> Iterator[Hit]:
+    gpu = view.context.gpu
+    if gpu and not gpu.supports_bf16 and view.precision == "bf16":
+        yield Hit(
+            path=("bf16", "enabled") if view.says("bf16") else ("bfloat16", "enabled"),
+            says=f"{gpu.name} has no bf16",
+            mend='"fp16": {"enabled": true}',
+        )
+
+
+def _param_dtype(view: View) -> Iterator[Hit]:
+    stated = view.get("data_types.param_dtype")
+    if stated is not None and WIDTHS[stated] != view.precision:
+        yield Hit(
+            path=("data_types", "param_dtype"),
+            says=f"{shown(stated)} where the model is {view.precision}",
+            mend=f'remove it, or "{view.precision}"',
+        )
+
+
+def _no_width(view: View) -> Iterator[Hit]:
+    for name in ("data_types.grad_accum_dtype", "data_types.param_dtype", "data_types.buffer_dtype",
+                 "torch_autocast.dtype"):  # fmt: skip
+        value = view.raw(name)
+        if not view.says(name) or (value is None and name != "torch_autocast.dtype") or view.is_auto(name):
+            continue
+        if not isinstance(value, str) or value not in WIDTHS:
+            meant = WIDTHS.get(value.strip().lower()) if isinstance(value, str) else None
+            path = tuple(name.split("."))
+            yield Hit(
+                path=path,
+                says=f"{shown(value)} is no width",
+                mend=f'"{meant}"' if meant else '"fp32", "bf16" or "fp16"',
+                edits=(Edit(what="value", path=path, value=meant),) if meant else (),
+            )
+
+
+def _stage_0_sums_in_another_width(view: View) -> Iterator[Hit]:
+    if view.stage == 0 and view.grad_accum_dtype != view.precision:
+        yield Hit(
+            path=("data_types", "grad_accum_dtype"),
+            says=f"{view.grad_accum_dtype} at stage 0, where the model is {view.precision}",
+            mend=f'"{view.precision}", or zero_optimization.stage 1',
+        )
+
+
+def _stage_0_in_16_bit(view: View) -> Iterator[Hit]:
+    """Not with a pipeline and not without an optimizer; the file does not tell, and a plain engine is the rule."""
+    if view.stage == 0 and view.precision != "fp32":
+        yield Hit(path=view.at("zero_optimization.stage"), says=f"{view.precision} at stage 0", mend='"stage": 1')
+
+
+def _loss_scale(view: View) -> Iterator[Hit]:
+    if not isinstance(view.root.get("fp16"), dict):
+        return
+    for name in ("loss_scale", "loss_scale_window", "min_loss_scale"):
+        value = view.raw(f"fp16.{name}")
+        if isinstance(value, bool):
+            yield Hit(
+                path=("fp16", name),
+                says=f"{shown(value)} is not a number",
+                mend="a number; 0 is dynamic" if name == "loss_scale" else "a whole number of at least 1",
+            )
+    if view.get("fp16.enabled") and view.get("fp16.loss_scale") == 0:
+        for name in ("loss_scale_window", "min_loss_scale"):
+            if view.get(f"fp16.{name}") <= 0:
+                yield Hit(
+                    path=("fp16", name), says=f"{view.get(f'fp16.{name}')} with dynamic loss scaling", mend="at least 1"
+                )
+
+
+def _master_weights(view: View) -> dict[str, Any]:
+    """Which of the low-precision master-weight switches are on."""
+    bf16 = "bf16" if view.root.get("bf16") is not None else "bfloat16"
+    names = (
+        "fp16.fp16_master_weights_and_grads",
+        f"{bf16}.bf16_master_weights_and_grads",
+        f"{bf16}.bf16_optimizer_states",
+    )
+    return {name: True for name in names if view.get(name)}
+
+
+def _master_without_zero(view: View) -> Iterator[Hit]:
+    for name in _master_weights(view):
+        if view.stage == 0:
+            yield Hit(path=tuple(name.split(".")), says="at stage 0", mend="stage 1, 2 or 3, with optimizer offload")
+
+
+def _master_without_offload(view: View) -> Iterator[Hit]:
+    """bf16 master weights may stay on the device where their optimizer states are bf16 too."""
+    on = _master_weights(view)
+    for name in on:
+        block, _, key = name.partition(".")
+        needs_offload = key != "bf16_optimizer_states" and f"{block}.bf16_optimizer_states" not in on
+        if view.stage > 0 and needs_offload and view.offload("optimizer") == "none":
+            beside = ', or "bf16_optimizer_states": true beside it' if key.startswith("bf16") else ""
+            yield Hit(
+                path=(block, key),
+                says="without optimizer offload",
+                mend=f'"offload_optimizer": {{"device": "cpu"}} with Adam or AdamW{beside}',
+            )
+
+
+def _bf16_states_without_master(view: View) -> Iterator[Hit]:
+    on = _master_weights(view)
+    for name in on:
+        block, _, key = name.partition(".")
+        if key == "bf16_optimizer_states" and f"{block}.bf16_master_weights_and_grads" not in on and view.stage > 0:
+            yield Hit(
+                path=(block, key),
+                says="without bf16_master_weights_and_grads",
+                mend='"bf16_master_weights_and_grads": true beside it',
+            )
+
+
+def _settings_of_what_is_off(view: View) -> Iterator[Hit]:
+    """Loss scaling is fp16's; in bf16's block it would be refused, in fp16's it is not looked at."""
+    if isinstance(view.root.get("fp16"), dict) and "enabled" not in view.root["fp16"] and view.root["fp16"]:
+        yield Hit(path=("fp16",), says='settings without "enabled"', mend='"enabled": true, or remove the block')
+    if isinstance(view.root.get("bf16"), dict) and "enabled" not in view.root["bf16"] and view.root["bf16"]:
+        yield Hit(path=("bf16",), says='settings without "enabled"', mend='"enabled": true, or remove the block')
+
+
+def _communication_type(view: View) -> Iterator[Hit]:
+    for name in ("communication_data_type", "seq_parallel_communication_data_type"):
+        value = view.raw(name)
+        known = isinstance(value, str) and value.lower() in ("fp16", "bf16", "fp32")
+        if view.says(name) and value is not None and not view.is_auto(name) and not known:
+            meant = WIDTHS.get(value) if isinstance(value, str) else None
+            fits = meant in ("fp16", "bf16", "fp32")
+            yield Hit(
+                path=(name,),
+                says=f"{shown(value)} is none of fp16, bf16, fp32",
+                mend=f'"{meant}"' if fits else '"fp16", "bf16" or "fp32"',
+                edits=(Edit(what="value", path=(name,), value=meant),) if fits else (),
+            )
+
+
+def _keep_in_fp32(view: View) -> Iterator[Hit]:
+    value = view.raw("data_types.keep_in_fp32_modules")
+    are_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if view.says("data_types.keep_in_fp32_modules") and value != "auto" and not are_names:
+        meant = [value] if isinstance(value, str) else None
+        path = ("data_types", "keep_in_fp32_modules")
+        yield Hit(
+            path=path,
+            says=f"{shown(value)} is no list of names",
+            mend=shown(meant) if meant else "[]",
+            edits=(Edit(what="value", path=path, value=meant),) if meant else (),
+        )
+
+
+def _overflow_default(view: View) -> Iterator[Hit]:
+    if view.precision == "bf16" and not view.says("bf16.check_grad_overflow") and view.says("bf16"):
+        now = view.get("bf16.check_grad_overflow")
+        words = "skips a step" if now else "takes a step"
+        yield Hit(
+            path=("bf16", "check_grad_overflow"),
+            mend='"check_grad_overflow": true',
+            says=f"absent: DeepSpeed {view.context.deepspeed_version} {words} whose gradients are not finite; "
+            "the default became true in 0.19.3",
+        )
+
+
+_PRECISION = "runtime/precision_config.py"
+
+RULES = (
+    Rule(
+        id="SC018", title="communication_data_type is none of fp16, bf16, fp32", outcome=AT_START,
+        does="ValueError: Invalid communication_data_type", find=_communication_type,
+        source="runtime/config.py:get_communication_data_type",
+    ),
+    Rule(
+        id="SC021", title="keep_in_fp32_modules is neither auto nor a list of names", outcome=AT_START,
+        does="DeepSpeedConfigError", since="0.19.8", find=_keep_in_fp32,
+        source="runtime/config.py:DeepSpeedConfig._initialize_params",
+    ),
+    Rule(
+        id="SC022", title="a width that DeepSpeed does not know", outcome=AT_START,
+        does="ValueError or KeyError when the engine is built; the configuration alone loads", find=_no_width,
+        source="runtime/engine.py:DeepSpeedEngine.get_data_types",
+    ),
+    Rule(
+        id="SO001", title="fp16 and bf16 are both enabled", outcome=AT_START,
+        does="AssertionError: bfloat16 and fp16 modes cannot be simultaneously enabled", find=_both,
+        source="runtime/config.py:DeepSpeedConfig._initialize_params",
+    ),
+    Rule(
+        id="SO002", title="bf16 on an accelerator without it", outcome=AT_START,
+        does="ValueError: Type bf16 is not supported on your device", find=_hardware,
+        source="runtime/engine.py:DeepSpeedEngine._do_sanity_check",
+    ),
+    Rule(
+        id="SO003", title="data_types.param_dtype is another width than the model's", outcome=AT_START,
+        does="AssertionError: conflicts with the enabled precision mode", since="0.19.2", find=_param_dtype,
+        source="runtime/engine.py:DeepSpeedEngine._assert_valid_mixed_precision_config",
+    ),
+    Rule(
+        id="SO004", title="stage 0, and micro steps summed in another width than the model's", outcome=AT_START,
+        does="NotImplementedError: unsupported mix of model_dtype and grad_accum_dtype",
+        find=_stage_0_sums_in_another_width, source="runtime/engine.py:DeepSpeedEngine._do_optimizer_sanity_check",
+    ),
+    Rule(
+        id="SO005", title="fp16 or bf16 at stage 0", outcome=CHANGES, severity=WARNING,
+        does="DeepSpeed takes an optimizer step on zero gradients when it starts: Adam counts it, so that the first "
+             "update is 0.744 of what it should be, and weight decay acts once more; stages 1 to 3 do not",
+        find=_stage_0_in_16_bit, source="runtime/fp16/fused_optimizer.py:FP16_Optimizer.initialize_optimizer_states",
+    ),
+    Rule(
+        id="SO006", title="a loss scale, window or least scale that cannot be", outcome=AT_START,
+        does="ValidationError", since="0.19.0", find=_loss_scale, source=_PRECISION,
+    ),
+    Rule(
+        id="SO007", title="16-bit master weights without ZeRO", outcome=AT_START,
+        does="AssertionError: only supported with ZeRO Stage 1, 2, or 3", find=_master_without_zero,
+        source="runtime/config.py:DeepSpeedConfig._do_error_check",
+    ),
+    Rule(
+        id="SO008", title="16-bit master weights without optimizer offload", outcome=AT_START,
+        does="AssertionError: Master weights feature requires Offload with DeepSpeedCPUAdam",
+        find=_master_without_offload, source="runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py",
+    ),
+    Rule(
+        id="SO009", title="bf16_optimizer_states without bf16_master_weights_and_grads", outcome=AT_START,
+        does="AssertionError: bf16_optimizer_states requires bf16_master_weights_and_grads to be enabled",
+        since="0.18.3", find=_bf16_states_without_master,
+        source="runtime/config.py:DeepSpeedConfig._do_error_check",
+    ),
+    Rule(
+        id="SO026", title="bf16 and its old name bfloat16 side by side", outcome=IGNORES, severity=WARNING,
+        does="DeepSpeed reads bfloat16 only where bf16 is absent", find=_old_name_too,
+        source=f"{_PRECISION}:get_bfloat16_config",
+    ),
+    Rule(
+        id="SO027", title='settings of fp16 or bf16 without "enabled"', outcome=IGNORES, severity=WARNING,
+        does="enabled is false by default: the run is in the other width, or in fp32",
+        find=_settings_of_what_is_off, source=_PRECISION,
+    ),
+    Rule(
+        id="SO028", title="bf16.check_grad_overflow is not given", outcome=CHANGES, severity=NOTE,
+        does="its default became true in 0.19.3", since="0.17.1", find=_overflow_default, source=_PRECISION,
+    ),
+)  # fmt: skip
