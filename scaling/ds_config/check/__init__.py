@@ -4,6 +4,7 @@
 """
 
 from scaling.ds_config.check.engine import apply, check, read_object
+from scaling.ds_config.check.mend import mended
 from scaling.ds_config.check.outcome import Outcome, Severity
 from scaling.ds_config.check.reader import Document, SyntaxProblem, spelt
 from scaling.ds_config.check.rule import Context, Finding, Rule, Trainer
@@ -11,5 +12,5 @@ from scaling.ds_config.check.rules import RULES
 
 __all__ = [
     "RULES", "Context", "Document", "Finding", "Outcome", "Rule", "Severity", "SyntaxProblem", "Trainer", "apply",
-    "check", "read_object", "spelt",
+    "check", "mended", "read_object", "spelt",
 ]  # fmt: skip

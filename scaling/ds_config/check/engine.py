@@ -47,7 +47,7 @@ def _hits(rule: Rule, view: View) -> list[Hit]:
 
 
 def _finding(rule: Rule, hit: Hit, document: Document) -> Finding:
-    line, column = document.place(document.offset(hit.path))
+    line, column = document.place(document.offset(hit.path) if hit.offset is None else hit.offset)
     return Finding(
         rule=rule,
         path=hit.path,

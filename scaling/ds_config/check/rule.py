@@ -34,10 +34,13 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """One change of the text: at `path`, a new value, another key, nothing, or (`insert`) a new member of an object."""
+    """One change of the text: at `path`, a new value, another key, nothing, or (`insert`) a new member of an object.
 
-    what: Literal["value", "key", "remove", "insert"]
-    path: Path
+    "commas" takes every trailing comma out.
+    """
+
+    what: Literal["value", "key", "remove", "insert", "commas"]
+    path: Path = ()
     value: Any = None
 
 
@@ -52,6 +55,7 @@ class Hit:
     outcome: Outcome | None = None  # where it is not the rule's
     severity: Severity | None = None
     does: str = ""
+    offset: int | None = None  # where in the text, if it is not where `path` begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,7 @@ class Rule:
     title: str  # the condition
     outcome: Outcome
     does: str  # what DeepSpeed does with it, with names
+    mend: str  # what to write instead, in general; a hit says it for its file
     source: str  # where, in the package deepspeed 0.19.8
     find: "Callable[[View], Iterator[Hit]]"
     severity: Severity = ERROR

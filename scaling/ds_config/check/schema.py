@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, IGNORES, LATER, Outcome
+from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, LATER, Outcome
 from scaling.ds_config.check.reader import Path
 from scaling.ds_config.check.values import (
     ANYTHING,
@@ -23,6 +23,7 @@ from scaling.ds_config.check.values import (
     FRACTION,
     INTEGER,
     LIST,
+    NAME,
     NOTHING,
     NUMBER,
     OBJECT,
@@ -126,16 +127,18 @@ _BATCH_AND_LOOP = (
     _k("datastates_ckpt", ANYTHING, UNSET, "options of the DataStates checkpoint engine", "0.18.1"),
 )  # fmt: skip
 
+_STRICT = Kind(form="integer", strict=True)
+
 _PRECISION = (
     *_block("fp16", "model", "half precision with loss scaling",
         _k("enabled", BOOLEAN, False, "train in fp16"),
         _k("auto_cast", BOOLEAN, False, "cast the inputs to fp16"),
-        _k("loss_scale", Kind(form="number", least=0), 0.0, "a static loss scale; 0 is dynamic"),
+        _k("loss_scale", Kind(form="number", least=0, strict=True), 0.0, "a static loss scale; 0 is dynamic"),
         _k("initial_scale_power", INTEGER, 16, "the dynamic loss scale begins at 2 to this"),
-        _k("loss_scale_window", INTEGER, 1000, "good steps until the scale doubles"),
+        _k("loss_scale_window", _STRICT, 1000, "good steps until the scale doubles"),
         _k("hysteresis", INTEGER, 2, "overflows until the scale halves"),
         _k("consecutive_hysteresis", BOOLEAN, False, "a good step refills the hysteresis"),
-        _k("min_loss_scale", INTEGER, 1, "the scale never falls below"),
+        _k("min_loss_scale", _STRICT, 1, "the scale never falls below"),
         _k("fp16_master_weights_and_grads", BOOLEAN, False, "no fp32 copy of the weights; offload to CPU only"),
     ),
     *_block("bf16", "model", "bfloat16 without loss scaling",
@@ -180,6 +183,7 @@ _OPTIMIZER_AND_SCHEDULER = (
         *_block("params", "any", "arguments of its constructor")),
 )  # fmt: skip
 
+_NAMES = Kind(form="list", of=TEXT, alone=True)
 _BUCKET = Kind(form="integer", least=0)
 _OFFLOAD_DEVICE = choice("none", "cpu", "nvme")
 
@@ -266,9 +270,9 @@ _ZERO = _block("zero_optimization", "model", "what is sharded over the data-para
     _k("enable_sanity_checks", BOOLEAN, False, "internal checks", "0.17.6"),
     _k("save_muon_momentum_buffer_in_memory", BOOLEAN, False, "with nvme, Muon's momentum stays in memory", "0.18.9"),
     *_block("leaf_module", "model", "modules that are gathered whole at stage 3",
-        _k("classes", LIST, UNSET, "by class"),
-        _k("names", LIST, UNSET, "by name"),
-        _k("name_suffixes", LIST, UNSET, "by the end of the name"),
+        _k("classes", _NAMES, UNSET, "by class"),
+        _k("names", _NAMES, UNSET, "by name"),
+        _k("name_suffixes", _NAMES, UNSET, "by the end of the name"),
         since="0.18.0"),
 )  # fmt: skip
 
@@ -484,8 +488,8 @@ _DATA = _block("data_efficiency", "get", "curriculum, dynamic batches and token 
 _AUTOTUNING = _block("autotuning", "get", "read by `deepspeed --autotuning`; in training only looked at",
     _k("enabled", BOOLEAN, False, "use it"),
     _k("fast", BOOLEAN, True, "fewer experiments"),
-    _k("results_dir", TEXT, "autotuning_results", "folder", wrong=IGNORES),
-    _k("exps_dir", TEXT, "autotuning_exps", "folder", wrong=IGNORES),
+    _k("results_dir", NAME, "autotuning_results", "folder", wrong=AT_START),
+    _k("exps_dir", NAME, "autotuning_exps", "folder", wrong=AT_START),
     _k("overwrite", BOOLEAN, True, "what stands there"),
     _k("start_profile_step", COUNT, 3, "first step measured"),
     _k("end_profile_step", COUNT, 5, "last step measured"),

@@ -25,7 +25,9 @@ class Kind:
     choices: tuple[Any, ...] = ()
     of: "Kind | None" = None
     nullable: bool = False
-    words: tuple[str, ...] = ()  # texts that are taken beside the form: "auto"
+    words: tuple[str, ...] = ()  # the only texts that are taken beside the form: "auto"
+    strict: bool = False  # true is no 1 here, and "2.0" no 2
+    alone: bool = False  # a list's only element may stand without the list
 
     @property
     def described(self) -> str:
@@ -45,6 +47,8 @@ class Kind:
         if self.form == "list" and self.of:
             noun += " of which each is " + self.of.described
         others = [f'"{word}"' for word in self.words] + (["null"] if self.nullable else [])
+        if self.form == "text" and bounds:
+            bounds = ["that is not empty"]
         return " or ".join([" and ".join([f"{noun} {bounds[0]}", *bounds[1:]]) if bounds else noun, *others])
 
     def holds(self, value: Any) -> bool:
@@ -62,10 +66,12 @@ class Kind:
             case "number":
                 return isinstance(value, int | float) and not isinstance(value, bool) and self._in_range(value)
             case "text":
-                return isinstance(value, str)
+                return isinstance(value, str) and len(value) >= self.least
             case "choice":
                 return any(type(value) is type(choice) and value == choice for choice in self.choices)
             case "list":
+                if self.alone and isinstance(value, str):
+                    return True
                 return isinstance(value, list) and (self.of is None or all(map(self.of.holds, value)))
             case "object":
                 return isinstance(value, dict)
@@ -92,6 +98,7 @@ POSITIVE = Kind(form="integer", least=1)
 NUMBER = Kind(form="number")
 FRACTION = Kind(form="number", least=0, most=1)
 TEXT = Kind(form="text")
+NAME = Kind(form="text", least=1)  # of a text, `least` counts letters
 LIST = Kind(form="list")
 TEXTS = Kind(form="list", of=TEXT)
 OBJECT = Kind(form="object")
@@ -119,8 +126,12 @@ def read_as(kind: Kind, value: Any) -> Any:
     """What a pydantic model makes of `value` in its lax mode. Raises Refused."""
     if value is None and kind.nullable:
         return None
-    if isinstance(value, str) and value in kind.words:
-        return value
+    if isinstance(value, str) and kind.words:
+        if value in kind.words:
+            return value
+        raise Refused
+    if isinstance(value, bool) and kind.strict:
+        raise Refused
     read = _READERS[kind.form](kind, value)
     if kind.form in ("integer", "number") and not kind._in_range(read):
         raise Refused
@@ -131,7 +142,7 @@ def read_as(kind: Kind, value: Any) -> Any:
 _TRUE = {"1", "on", "t", "true", "y", "yes"}
 _FALSE = {"0", "off", "f", "false", "n", "no"}
 _WHOLE = re.compile(r"[+-]?\d+(?:_\d+)*(?:\.0+)?", re.ASCII)
-_DECIMAL = re.compile(r"[+-]?(?:\d+(?:_\d+)*\.?(?:\d+(?:_\d+)*)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d+)?", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _LARGEST_WHOLE_FLOAT = 2.0**63  # a float beyond an i64 is not taken for a whole number
 
 
@@ -149,6 +160,8 @@ def _integer(kind: Kind, value: Any) -> int:
     if isinstance(value, float) and value.is_integer() and -_LARGEST_WHOLE_FLOAT <= value < _LARGEST_WHOLE_FLOAT:
         return int(value)
     if isinstance(value, str) and len(value) < 4300 and _WHOLE.fullmatch(value.strip()):
+        if kind.strict and "." in value:
+            raise Refused
         return int(value.strip().partition(".")[0])
     raise Refused
 
@@ -159,8 +172,11 @@ def _number(kind: Kind, value: Any) -> float:
             return float(value)
         except OverflowError:
             raise Refused from None
-    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
-        return float(value)
+    if isinstance(value, str):
+        digits = value.strip()
+        inside = not (digits.startswith("_") or digits.endswith("_") or "__" in digits)
+        if inside and _DECIMAL.fullmatch(digits.replace("_", "")):
+            return float(digits.replace("_", ""))
     raise Refused
 
 
@@ -182,6 +198,8 @@ def _choice(kind: Kind, value: Any) -> Any:
 
 
 def _list(kind: Kind, value: Any) -> list[Any]:
+    if kind.alone and isinstance(value, str):
+        value = [value]
     if not isinstance(value, list):
         raise Refused
     return value if kind.of is None else [read_as(kind.of, each) for each in value]

@@ -505,6 +505,20 @@ CASES = [
         says="pipeline_stage",
         mended=plain(checkpoint={"parallel_write": {"pipeline_stage": True}}),
     ),
+    Case(
+        rule="SC045",
+        config=plain(data_efficiency={"data_sampling": {"curriculum_learning": {"enabled": True}}}),
+        raises="AssertionError",
+        says="curriculum_metrics must be specified",
+        mended=plain(data_efficiency={"data_sampling": {"curriculum_learning": {"enabled": False}}}),
+    ),
+    Case(
+        rule="SC046",
+        config=plain(data_efficiency={"data_sampling": {"dynamic_batching": {"enabled": True}}}),
+        raises="AssertionError",
+        says="max_tokens must be specified",
+        mended=plain(data_efficiency={"data_sampling": {"dynamic_batching": {"enabled": True, "max_tokens": 100}}}),
+    ),
     # Precision.
     Case(
         rule="SO001",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, IGNORES, NOTE
+from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, IGNORES, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.rules.keys import shown
 from scaling.ds_config.check.view import Undetermined, View
@@ -107,7 +107,9 @@ def _not_whole(view: View) -> Iterator[Hit]:
         elif isinstance(value, float) and value > 0:
             edits = (Edit(what="value", path=(name,), value=int(value)),) if value.is_integer() else ()
             mend = shown(int(value)) if edits else "a whole number of at least 1"
-            yield Hit(path=(name,), says=f"{value:g} is written as a fraction", mend=mend, edits=edits)
+            says = f"{value:g} is written as a fraction" + (", which json keeps and Hjson does not" if edits else "")
+            severity = WARNING if edits and view.context.trainer == "none" else None
+            yield Hit(path=(name,), says=says, mend=mend, edits=edits, severity=severity)
 
 
 def _sequence_parallel(view: View) -> Iterator[Hit]:
@@ -176,51 +178,62 @@ RULES = (
     Rule(
         id="SC001", title="train_batch_size is not micro batch x accumulation x ranks", outcome=AT_START,
         does="AssertionError: Check batch related parameters", find=_product, source=_BATCH,
+        mend="leave train_batch_size out, or a multiple of micro batch x accumulation x ranks",
     ),
     Rule(
         id="SC002", title="a batch size or accumulation that is not above 0", outcome=AT_START,
         does="AssertionError: ... has to be greater than 0", find=_not_positive, source=_BATCH,
+        mend="whole numbers of at least 1",
     ),
     Rule(
         id="SC003", title="neither train_batch_size nor train_micro_batch_size_per_gpu", outcome=AT_START,
         does="AssertionError: Either train_batch_size or train_micro_batch_size_per_gpu needs to be provided",
         find=_absent, source="runtime/config.py:DeepSpeedConfig._set_batch_related_parameters",
+        mend='"train_micro_batch_size_per_gpu": 1, or more',
     ),
     Rule(
         id="SC004", title="a batch size that is not a number", outcome=AT_START,
         does="TypeError: it is compared with 0", find=_no_number, source=_BATCH,
+        mend="a whole number; a trainer that fills it in is named by --trainer",
     ),
     Rule(
         id="SC005", title="a batch size that is a fraction, or true", outcome=CHANGES,
         does="DeepSpeed counts with it as it stands; an accumulation of 2.5 steps never where it should",
         find=_not_whole, source=_BATCH,
+        mend="a whole number",
     ),
     Rule(
         id="SC011", title="gradient_clipping below 0", outcome=IGNORES,
         does="DeepSpeed clips only where it is above 0", find=_clipping_negative,
         source="runtime/engine.py:DeepSpeedEngine._take_model_step",
+        mend="0 not to clip, or a norm",
     ),
     Rule(
         id="SC013", title="gradient_clipping is not given", outcome=CHANGES, severity=NOTE,
         does="its default became 1.0 in 0.19.3", find=_clipping_default,
         source="runtime/constants.py:GRADIENT_CLIPPING_DEFAULT",
+        mend='"gradient_clipping": 1.0, or 0.0 not to clip',
     ),
     Rule(
         id="SC016", title="sequence_parallel_size without data_parallel_size", outcome=CHANGES,
         does="DeepSpeed divides the ranks by it in the batch arithmetic, and shards no sequence",
         find=_sequence_parallel, source="__init__.py:initialize; runtime/config.py:DeepSpeedConfig.__init__",
+        mend='"data_parallel_size" beside it, or Ulysses registered in the script (mpu)',
     ),
     Rule(
         id="SC032", title="gradient_clipping that is not a number", outcome=AT_STEP,
         does="TypeError: it is compared with 0 when the first step is taken", find=_clipping_no_number,
         source="runtime/engine.py:DeepSpeedEngine._take_model_step",
+        mend="0 not to clip, or a norm",
     ),
     Rule(
         id="SC033", title="all three batch sizes are given, and no number of ranks", outcome=AT_START, severity=NOTE,
         does="AssertionError on any other number of ranks", find=_implied_world, source=_BATCH,
+        mend="leave train_batch_size out, to run on any number of ranks",
     ),
     Rule(
         id="SP014", title="data_parallel_size x sequence_parallel_size is not the number of ranks", outcome=AT_START,
         does="RuntimeError: the device mesh does not fit", find=_mesh, source="comm/comm.py:initialize_mesh_device",
+        mend="sizes whose product it is",
     ),
 )  # fmt: skip

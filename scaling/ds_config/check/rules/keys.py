@@ -46,7 +46,10 @@ def _unknown(view: View, reader: str | None) -> Iterator[Spot]:
 
 
 def _likely(name: str, known: list[str]) -> list[str]:
-    return get_close_matches(name.lower()[:80], known, n=3, cutoff=0.72)
+    """Keys that begin as `name` does, else those that are spelt nearly the same."""
+    word = name.lower()[:80]
+    begun = [key for key in known if len(word) >= 4 and (key.startswith(word) or word.startswith(key))]
+    return begun or get_close_matches(word, known, n=3, cutoff=0.66)
 
 
 def _unknown_hit(view: View, spot: Spot) -> Hit:
@@ -60,23 +63,40 @@ def _unknown_hit(view: View, spot: Spot) -> Hit:
         return Hit(path=spot.path, says=says, mend=f"remove it, or use DeepSpeed {young.since} or newer")
     says = f"{shown(name)} {where} is no key of DeepSpeed's"
     close = _likely(name, [key for key, row in siblings.items() if row.exists_at(view.release)])
+    if block == () and name.lower() in _MEANT:
+        return Hit(path=spot.path, says=says, mend=f"{_MEANT[name.lower()]} is where DeepSpeed looks")
     if close:
         words = " or ".join(f'"{key}"' for key in close)
         return Hit(path=spot.path, says=says, mend=f"did you mean {words}?", edits=_rename(view, spot, close))
     elsewhere = [key for key in named(name) if key.path[:-1] != block and key.exists_at(view.release)]
     homes = [f'in "{".".join(key.path[:-1])}"' if len(key.path) > 1 else "at the top level" for key in elsewhere]
-    mend = "it stands " + " or ".join(homes[:3]) if homes else "remove it"
-    if block == () and name in _OPTIMIZER_WORDS:
-        mend = f'"{_OPTIMIZER_WORDS[name]}" is where DeepSpeed looks'
-    return Hit(path=spot.path, says=says, mend=mend)
+    if homes:
+        return Hit(path=spot.path, says=says, mend="it stands " + " or ".join(homes[:3]))
+    return Hit(path=spot.path, says=says, mend="remove it", severity=None if block else WARNING)
 
 
-_OPTIMIZER_WORDS = {
-    **dict.fromkeys(("lr", "learning_rate"), "optimizer.params.lr"),
-    **dict.fromkeys(("weight_decay", "betas", "eps"), "optimizer.params"),
-    **dict.fromkeys(("max_grad_norm", "clip_grad", "grad_clip", "max_norm"), "gradient_clipping"),
-    **dict.fromkeys(("warmup_steps", "warmup_num_steps", "num_warmup_steps"), "scheduler.params.warmup_num_steps"),
-}
+# What people write at the top level in other programs' words, and where DeepSpeed takes it from.
+_MEANT = {
+    word: place
+    for place, words in {
+        "optimizer.params.lr": ("lr", "learning_rate"),
+        "optimizer.params": ("weight_decay", "betas", "eps", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        "gradient_clipping": ("max_grad_norm", "clip_grad", "grad_clip", "max_norm", "gradient_clip_val", "grad_norm"),
+        "scheduler.params.warmup_num_steps": ("warmup_steps", "warmup_num_steps", "num_warmup_steps", "warmup_ratio"),
+        "bf16.enabled or fp16.enabled": ("mixed_precision", "precision", "dtype", "torch_dtype", "half", "use_bf16"),
+        "train_micro_batch_size_per_gpu": ("batch_size", "micro_batch_size", "per_device_train_batch_size",
+                                           "micro_batch_size_per_gpu", "train_micro_batch_size"),
+        "train_batch_size": ("global_batch_size",),
+        "gradient_accumulation_steps": ("accumulate_grad_batches", "accumulation_steps", "grad_accum"),
+        "zero_optimization.stage": ("zero_stage", "stage", "zero"),
+        "zero_optimization.offload_optimizer": ("offload", "cpu_offload"),
+        "tensor_parallel.autotp_size": ("tp", "tp_size", "tensor_parallel_size", "tensor_model_parallel_size"),
+        "the script's PipelineModule": ("pp", "pp_size", "pipeline_parallel_size", "pipeline_model_parallel_size",
+                                        "pipeline_stages"),
+        "gradient_checkpointing_enable() in the script": ("gradient_checkpointing", "activation_checkpoint"),
+    }.items()
+    for word in words
+}  # fmt: skip
 
 
 def _rename(view: View, spot: Spot, close: list[str]) -> tuple[Edit, ...]:
@@ -93,21 +113,21 @@ def _rename(view: View, spot: Spot, close: list[str]) -> tuple[Edit, ...]:
     return (Edit(what="key", path=spot.path, value=meant),) if free and sure and fits else ()
 
 
-def _is_remark(name: str, value: Any) -> bool:
-    """A note that people keep in JSON, which has no comments: "_comment", "//", or prose under an odd name."""
+def _is_remark(name: str) -> bool:
+    """A note that people keep in JSON, which has no comments: "_comment", "//"."""
     return name[:1] in ("_", "#", "/", "$") or "comment" in name.lower() or name.lower() in ("description", "notes")
 
 
 def _unknown_top(view: View) -> Iterator[Hit]:
     for spot in _unknown(view, None):
-        name, hit = str(spot.path[-1]), _unknown_hit(view, spot)
-        if _is_remark(name, spot.value):
+        name = str(spot.path[-1])
+        if _is_remark(name):
             yield Hit(path=spot.path, says=f"{shown(name)} is a remark", mend="nothing", severity=NOTE)
         elif name in _OTHERS:
             says = f'"{name}" is read by {_OTHERS[name]}, not by DeepSpeed'
             yield Hit(path=spot.path, says=says, mend="nothing, if that is who reads this file", severity=WARNING)
         else:
-            yield hit
+            yield _unknown_hit(view, spot)
 
 
 def _unknown_in_model(view: View) -> Iterator[Hit]:
@@ -118,7 +138,7 @@ def _unknown_in_model(view: View) -> Iterator[Hit]:
 def _unknown_in_get(view: View) -> Iterator[Hit]:
     for spot in _unknown(view, "get"):
         hit = _unknown_hit(view, spot)
-        remark = _is_remark(str(spot.path[-1]), spot.value)
+        remark = _is_remark(str(spot.path[-1]))
         yield Hit(path=hit.path, says=hit.says, mend=hit.mend, edits=hit.edits, severity=NOTE if remark else None)
 
 
@@ -161,7 +181,7 @@ _PARAMS = (("optimizer", "params"), ("scheduler", "params"))
 
 def _auto_in_get(view: View) -> Iterator[Hit]:
     for spot in view.spots:
-        if spot.key and spot.is_auto and _reader(spot) == "get" and not view.is_resolved(spot.path):
+        if spot.key and spot.is_auto and _reader(spot) != "model" and not view.is_resolved(spot.path):
             yield _auto_hit(view, spot, _kept(spot.key.wrong), spot.key.wrong)
     for block in _PARAMS:
         params = view.raw(".".join(block))
@@ -337,12 +357,13 @@ def _quirks(name: str, hit: Callable[[View, Quirk], Hit]) -> Callable[[View], It
 
 
 def _repeated(view: View, quirk: Quirk) -> Hit:
-    return Hit(path=quirk.path, says=f"{shown(quirk.path[-1])} stands twice in one object", mend="one of the two")
+    says = f"{shown(quirk.path[-1])} stands twice in one object"
+    return Hit(path=quirk.path, says=says, mend="one of the two", offset=quirk.start)
 
 
 def _not_a_number(view: View, quirk: Quirk) -> Hit:
     text = view.document.text[quirk.start : quirk.end]
-    return Hit(path=quirk.path, says=f"{text} is no JSON number", mend="a finite number")
+    return Hit(path=quirk.path, says=f"{text} is no JSON number", mend="a finite number", offset=quirk.start)
 
 
 def _beyond_json(view: View) -> Iterator[Hit]:
@@ -350,9 +371,10 @@ def _beyond_json(view: View) -> Iterator[Hit]:
     for name, mend in (("comment", "the same without comments"), ("trailing comma", "the same without it")):
         found = [quirk for quirk in view.document.quirks if quirk.name == name]
         if found:
-            edits = tuple(Edit(what="remove", path=(name,)) for _ in found[:1]) if name == "trailing comma" else ()
+            edits = (Edit(what="commas"),) if name == "trailing comma" else ()
             yield Hit(
                 path=found[0].path,
+                offset=found[0].start,
                 mend=mend,
                 edits=edits,
                 says=f"a {name}, which JSON does not have" + (f" ({len(found)} in all)" if len(found) > 1 else ""),
@@ -382,81 +404,98 @@ RULES = (
         id="SC006", title="a key at the top level that DeepSpeed does not know", outcome=IGNORES,
         does="DeepSpeed asks for the keys it knows and looks at no others", find=_unknown_top,
         source="runtime/config.py:DeepSpeedConfig._initialize_params",
+        mend="the key that was meant; the message names those that are near, or where it stands",
     ),
     Rule(
         id="SC007", title="an unknown key in a block that is a pydantic model", outcome=AT_START,
         does="ValidationError: Extra inputs are not permitted", find=_unknown_in_model, source=_PYDANTIC,
+        mend="the key that was meant, or nothing",
     ),
     Rule(
         id="SC008", title="an unknown key in a block that is read key by key", outcome=IGNORES,
         does="DeepSpeed asks the block for the keys it knows and looks at no others", find=_unknown_in_get,
         source="runtime/config_utils.py:get_scalar_param",
+        mend="the key that was meant, or nothing",
     ),
     Rule(
         id="SC009", title='"auto" in a block that is a pydantic model', outcome=IGNORES,
         does='DeepSpeed drops the "auto" and works with its default', find=_auto_in_model, source=_PYDANTIC,
+        mend="a value; a trainer that fills it in is named by --trainer",
     ),
     Rule(
         id="SC010", title='"auto" where DeepSpeed takes it for a value', outcome=AT_START,
         does="DeepSpeed keeps the string, and stops where it needs a number", find=_auto_in_get,
         source="runtime/config.py",
+        mend="a value; a trainer that fills it in is named by --trainer",
     ),
     Rule(
         id="SC012", title="a key that stands twice in one object", outcome=AT_START,
         does="ValueError: Duplicate keys in DeepSpeed config; json, in other programs, keeps the last",
         find=_quirks("repeated key", _repeated),
         source="runtime/config_utils.py:dict_raise_error_on_duplicate_keys",
+        mend="one of the two",
     ),
     Rule(
         id="SC014", title="a key at the top level that was removed", outcome=AT_START,
         does="DeepSpeedConfigError, whatever the value", since="0.19.7", find=lambda view: _removed(view, 1),
         source="runtime/config.py:_reject_removed_config_keys",
+        mend="nothing: remove it, or follow the message",
     ),
     Rule(
         id="SC015", title="a key of zero_optimization that was removed", outcome=AT_START,
         does="DeepSpeedConfigError, whatever the value", since="0.19.7", find=lambda view: _removed(view, 2),
         source="runtime/config.py:_reject_removed_config_keys",
+        mend="nothing: remove it, or follow the message",
     ),
     Rule(
         id="SC017", title="zero_optimization is true or false", outcome=ACCEPTS, severity=WARNING,
         does="DeepSpeed takes true for stage 1 and false for stage 0", find=_old_zero,
         source="runtime/zero/config.py:read_zero_config_deprecated",
+        mend='{"stage": 1}, or another stage',
     ),
     Rule(
         id="SC025", title="a value that a pydantic model refuses", outcome=AT_START,
         does="ValidationError", find=_refused, source=_PYDANTIC,
+        mend="a value of the key's kind",
     ),
     Rule(
         id="SC026", title="comments or trailing commas", outcome=ACCEPTS, severity=WARNING,
         does="DeepSpeed reads the file as Hjson, which allows them; json, in other programs, does not",
         find=_beyond_json, source="runtime/config.py:DeepSpeedConfig.__init__",
+        mend="plain JSON",
     ),
     Rule(
         id="SC027", title="NaN, Infinity, or a number too large for a float", outcome=AT_START,
         does="Hjson takes it for a string that ends with its line, or fails",
         find=_quirks("not a number", _not_a_number),
         source="runtime/config.py:DeepSpeedConfig.__init__",
+        mend="a finite number",
     ),
     Rule(
         id="SC028", title="a block that is not an object", outcome=AT_START,
         does="TypeError or AttributeError", find=_not_a_block, source="runtime/config.py",
+        mend="an object: {...}",
     ),
     Rule(
         id="SC029", title="a value of another kind in a block that is read key by key", outcome=CHANGES,
         does="DeepSpeed keeps the value as it stands", find=_kept_wrong,
         source="runtime/config_utils.py:get_scalar_param",
+        mend="a value of the key's kind",
     ),
     Rule(
         id="SC030", title="a deprecated key", outcome=ACCEPTS, severity=WARNING,
         does="DeepSpeed warns, and takes it for the key that replaced it", find=_deprecated, source=_PYDANTIC,
+        mend="the key that replaced it",
     ),
     Rule(
         id="SC031", title="a value of another kind that a pydantic model takes for what it spells", outcome=ACCEPTS,
         severity=NOTE, does="pydantic converts it", find=_coerced, source=_PYDANTIC,
+        mend="the value itself",
     ),
     Rule(
         id="SZ012", title="a deprecated key beside the one that replaced it", outcome=AT_START,
         does="AssertionError: Cannot provide deprecated parameter and replacing parameter together",
         find=_deprecated_and_new, source=_PYDANTIC,
+        mend="the new one alone",
     ),
 )  # fmt: skip

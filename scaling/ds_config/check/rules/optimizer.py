@@ -333,79 +333,96 @@ RULES = (
         id="SO010", title="an optimizer that DeepSpeed does not know", outcome=AT_START,
         does="AssertionError: ... is not a supported DeepSpeed Optimizer; torch.optim's names must be spelt exactly",
         find=_unknown_type, source=_ENGINE,
+        mend="an optimizer's name; torch.optim's spelt exactly",
     ),
     Rule(
         id="SO011", title="max_grad_norm among the optimizer's arguments", outcome=AT_START,
         does="ValueError: 'max_grad_norm' is not supported as an optimizer parameter", find=_clipping_in_params,
         source=_BASIC,
+        mend='"gradient_clipping" at the top level',
     ),
     Rule(
         id="SO012", title="LAMB with a static loss scale", outcome=AT_START,
         does="AssertionError: lamb optimizer requires dynamic loss scaling, even where fp16 is off",
         find=_lamb_static_scale, source=_ENGINE,
+        mend='"loss_scale": 0, which is dynamic',
     ),
     Rule(
         id="SO013", title="an optimizer that ZeRO does not know, not allowed", outcome=AT_START,
         does="AssertionError: You are using an untested ZeRO Optimizer", find=_untested, source=_SANITY,
+        mend='"zero_allow_untested_optimizer": true where it works element by element; else stage 0, or AdamW',
     ),
     Rule(
         id="SO014", title="an optimizer that needs whole tensors, allowed under ZeRO", outcome=CHANGES,
         does="each rank's optimizer sees one flat vector instead of layers: one trust ratio for all of them, another "
              "result at every stage and number of ranks", find=_whole_tensor, source="runtime/zero/stage_1_and_2.py",
+        mend="stage 0, or an optimizer that works element by element, such as AdamW",
     ),
     Rule(
         id="SO018", title="optimizer offload with an optimizer of the script's that is not DeepSpeed's",
         outcome=AT_START,
         does="ZeRORuntimeException: You are using ZeRO-Offload with a client provided optimizer",
         find=_script_optimizer_offloaded, source="runtime/engine.py:DeepSpeedEngine._configure_optimizer",
+        mend='DeepSpeedCPUAdam in the script, or "zero_force_ds_cpu_optimizer": false',
     ),
     Rule(
         id="SO019", title="stage 1 or 2 without an optimizer", outcome=AT_START,
         does="AssertionError: zero stage requires an optimizer", find=_no_optimizer,
         source="runtime/engine.py:DeepSpeedEngine._configure_zero_optimizer",
+        mend='"optimizer": {"type": "AdamW", "params": {...}}',
     ),
     Rule(
         id="SO020", title="stage 3 without an optimizer", outcome=AT_STEP,
         does="AttributeError in backward", find=_no_optimizer_at_3, source="runtime/zero/parameter_offload.py",
+        mend='"optimizer": {"type": "AdamW", "params": {...}}',
     ),
     Rule(
         id="SO022", title="Muon at stage 3 with reduce_scatter", outcome=AT_START,
         does="ValueError: Muon and reduce scatter cannot be used together", find=_muon_at_3,
         source="runtime/zero/stage3.py:DeepSpeedZeroOptimizer_Stage3.__init__",
+        mend='"reduce_scatter": false',
     ),
     Rule(
         id="SO025", title="managed_gradient_accumulation off with overlap_comm or DeepCompile", outcome=AT_START,
         does="AssertionError: managed_gradient_accumulation=False ...", since="0.19.4", find=_unmanaged, source=_ENGINE,
+        mend='"overlap_comm": false, or "managed_gradient_accumulation": true',
     ),
     Rule(
         id="SO029", title="Adam with weight decay, and no adam_w_mode", outcome=CHANGES, severity=WARNING,
         does="DeepSpeed builds AdamW: the decay is not part of the gradient", find=_adam_is_adamw, source=_BASIC,
+        mend='"AdamW" for the same run; "adam_w_mode": false for Adam with L2',
     ),
     Rule(
         id="SO030", title="AdamW with adam_w_mode false", outcome=IGNORES,
         does="DeepSpeed builds AdamW by the name", find=_adamw_stays, source=_BASIC,
+        mend='"type": "Adam" with it, or remove it',
     ),
     Rule(
         id="SO031", title="an argument that the optimizer's constructor does not take", outcome=AT_START,
         does="TypeError: got an unexpected keyword argument", find=_unknown_argument, source=_BASIC,
+        mend="the argument that was meant, or nothing",
     ),
     Rule(
         id="SO032", title="an optimizer's argument that is not a number", outcome=AT_START,
         does="TypeError or ValueError: torch's constructors compare it; DeepSpeed's kernels stop at the first step",
         find=_no_number, source=_BASIC,
+        mend="a number",
     ),
     Rule(
         id="SO033", title="an optimizer in the file and another in the script", outcome=IGNORES, severity=WARNING,
         does="the script's is used, and the file's block is not looked at", find=_two_optimizers,
         source="runtime/engine.py:DeepSpeedEngine._configure_optimizer",
+        mend="the block, or the script's optimizer; not both",
     ),
     Rule(
         id="SO034", title="an argument that Muon does not read", outcome=IGNORES,
         does="DeepSpeed picks the arguments it knows and drops the rest", since="0.19.4", find=_muon_argument,
         source="runtime/engine.py:DeepSpeedEngine._muon_param_groups",
+        mend="remove it",
     ),
     Rule(
         id="SO035", title="a learning rate, decay or eps below 0", outcome=AT_START,
         does="ValueError from torch's constructors; DeepSpeed's kernels climb the loss", find=_negative, source=_BASIC,
+        mend="0 or more",
     ),
 )  # fmt: skip

@@ -209,81 +209,98 @@ RULES = (
         id="SP001", title="stage 2 or 3 beside a pipeline of several stages", outcome=AT_START, severity=WARNING,
         does="AssertionError: ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism; the block itself splits "
              "nothing, a PipelineModule does", find=_overlap_in_pipeline, source="runtime/pipe/engine.py",
+        mend="stage 0 or 1",
     ),
     Rule(
         id="SP010", title="train_batch_size with AutoTP", outcome=CHANGES, since="0.16.4",
         does="DeepSpeed multiplies the micro batch by all ranks, though tensor-parallel ranks share their samples: the "
              "batch it trains with is smaller by that factor", find=_batch_counts_tensor_ranks,
         source="__init__.py:initialize, where mpu is None",
+        mend="leave train_batch_size out, and give micro batch and accumulation",
     ),
     Rule(
         id="SP011", title="tensor_parallel.dtype", outcome=AT_START, since="0.16.4",
         does="ValidationError: no JSON value is a torch.dtype", find=_dtype, source="runtime/tensor_parallel/config.py",
+        mend="remove it",
     ),
     Rule(
         id="SP013", title="autotp_size and tp_size differ", outcome=AT_START, since="0.19.2",
         does="ValueError: does not match tensor_parallel.autotp_size", find=_sizes_differ, source=_TP,
+        mend="autotp_size alone",
     ),
     Rule(
         id="SP026", title="tp_size without autotp_size", outcome=IGNORES, since="0.16.4",
         does="only autotp_size switches AutoTP on: nothing is split", find=_only_tp_size,
         source="__init__.py:initialize",
+        mend='"autotp_size"',
     ),
     Rule(
         id="SP027", title="autotp_size does not divide the ranks", outcome=AT_START, since="0.16.4",
         does="AssertionError when the groups are made", find=_does_not_divide,
         source="utils/groups.py:_init_tp_mesh_device",
+        mend="a divisor of the ranks",
     ),
     Rule(
         id="SP015", title="more tensor-parallel ranks than key-value heads", outcome=CHANGES, severity=WARNING,
         does="ranks beyond the heads hold no attention and wait", since="0.16.4", find=_more_than_heads, source=_TP,
+        mend="at most the key-value heads",
     ),
     Rule(
         id="SP018", title="AutoTP at stage 3 before 0.19.4", outcome=AT_START, since="0.16.4", until="0.19.4",
         does="AssertionError: has not been validated", find=_tensor_at_3, source=_TP,
+        mend="stage 1 or 2, or a newer DeepSpeed",
     ),
     Rule(
         id="SP020", title="sequence_parallel_size does not divide the heads", outcome=AT_START,
         does="ValueError when Ulysses is registered", find=_heads_do_not_divide,
         source="runtime/sequence_parallel/ulysses_sp.py",
+        mend="a divisor of the heads",
     ),
     Rule(
         id="SP025", title="contiguous activation checkpoints without partitioning or their number", outcome=AT_START,
         does="AssertionError when deepspeed.checkpointing is configured", find=_contiguous,
         source="runtime/activation_checkpointing/checkpointing.py:configure",
+        mend='"partition_activations": true and "number_checkpoints", or false',
     ),
     Rule(
         id="SP028", title="an activation_checkpointing block", outcome=IGNORES, severity=NOTE,
         does="DeepSpeed hands it to deepspeed.checkpointing.checkpoint(), which the model has to call", find=_inert,
         source="runtime/activation_checkpointing/config.py",
+        mend="gradient_checkpointing_enable() in the model",
     ),
     Rule(
         id="SC020", title="checkpoint.tag_validation is none of its words", outcome=AT_START,
         does="DeepSpeedConfigError: Checkpoint config contains invalid tag_validation", find=_tag_validation,
         source="runtime/config.py:get_checkpoint_tag_validation_mode",
+        mend='"WARN", "IGNORE" or "FAIL"',
     ),
     Rule(
         id="SC044", title="a word of the checkpoint block that DeepSpeed does not know", outcome=AT_START,
         does="AssertionError or DeepSpeedConfigError", find=_checkpoint_words,
         source="runtime/model_checkpointing/config.py",
+        mend="one of its words",
     ),
     Rule(
         id="SP023", title="DeepCompile offloads that do not go together, at stage 3", outcome=AT_START, since="0.16.6",
         does="ValueError when engine.compile() is called", find=_compiled,
         source="compile/init_z3.py",
+        mend="one of them",
     ),
     Rule(
         id="SP029", title="a compile block without deepcompile", outcome=IGNORES, severity=WARNING, since="0.16.6",
         does="deepcompile is false by default: nothing is compiled", find=_compile_off, source="compile/config.py",
+        mend='"deepcompile": true, or remove the block',
     ),
     Rule(
         id="SM003", title="AutoEP at stage 3 with what it does not go with", outcome=AT_START, since="0.19.2",
         does="AssertionError: AutoEP with ZeRO Stage 3 does not support ...", find=_experts_at_3,
         source="runtime/engine.py:DeepSpeedEngine._validate_zero3_moe_compatibility",
+        mend="stage 1 or 2",
     ),
     Rule(
         id="SM005", title="expert-parallel sizes do not divide the ranks", outcome=AT_START, since="0.19.2",
         does="ValueError when AutoEP is set up", find=_experts_do_not_divide,
         source="module_inject/auto_ep_folding.py:build_folding_spec",
+        mend="sizes whose product divides the ranks",
     ),
 )  # fmt: skip

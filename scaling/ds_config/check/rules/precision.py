@@ -78,22 +78,11 @@ def _stage_0_in_16_bit(view: View) -> Iterator[Hit]:
 
 
 def _loss_scale(view: View) -> Iterator[Hit]:
-    if not isinstance(view.root.get("fp16"), dict):
-        return
-    for name in ("loss_scale", "loss_scale_window", "min_loss_scale"):
-        value = view.raw(f"fp16.{name}")
-        if isinstance(value, bool):
-            yield Hit(
-                path=("fp16", name),
-                says=f"{shown(value)} is not a number",
-                mend="a number; 0 is dynamic" if name == "loss_scale" else "a whole number of at least 1",
-            )
     if view.get("fp16.enabled") and view.get("fp16.loss_scale") == 0:
         for name in ("loss_scale_window", "min_loss_scale"):
-            if view.get(f"fp16.{name}") <= 0:
-                yield Hit(
-                    path=("fp16", name), says=f"{view.get(f'fp16.{name}')} with dynamic loss scaling", mend="at least 1"
-                )
+            value = view.get(f"fp16.{name}")
+            if value <= 0:
+                yield Hit(path=("fp16", name), says=f"{value} with dynamic loss scaling", mend="at least 1")
 
 
 def _master_weights(view: View) -> dict[str, Any]:
@@ -196,75 +185,90 @@ RULES = (
         id="SC018", title="communication_data_type is none of fp16, bf16, fp32", outcome=AT_START,
         does="ValueError: Invalid communication_data_type", find=_communication_type,
         source="runtime/config.py:get_communication_data_type",
+        mend='"fp16", "bf16" or "fp32"',
     ),
     Rule(
         id="SC021", title="keep_in_fp32_modules is neither auto nor a list of names", outcome=AT_START,
         does="DeepSpeedConfigError", since="0.19.8", find=_keep_in_fp32,
         source="runtime/config.py:DeepSpeedConfig._initialize_params",
+        mend='"auto", or a list of names',
     ),
     Rule(
         id="SC022", title="a width that DeepSpeed does not know", outcome=AT_START,
         does="ValueError or KeyError when the engine is built; the configuration alone loads", find=_no_width,
         source="runtime/engine.py:DeepSpeedEngine.get_data_types",
+        mend='"fp32", "bf16" or "fp16"',
     ),
     Rule(
         id="SO001", title="fp16 and bf16 are both enabled", outcome=AT_START,
         does="AssertionError: bfloat16 and fp16 modes cannot be simultaneously enabled", find=_both,
         source="runtime/config.py:DeepSpeedConfig._initialize_params",
+        mend="false in one of the two",
     ),
     Rule(
         id="SO002", title="bf16 on an accelerator without it", outcome=AT_START,
         does="ValueError: Type bf16 is not supported on your device", find=_hardware,
         source="runtime/engine.py:DeepSpeedEngine._do_sanity_check",
+        mend='"fp16": {"enabled": true}',
     ),
     Rule(
         id="SO003", title="data_types.param_dtype is another width than the model's", outcome=AT_START,
         does="AssertionError: conflicts with the enabled precision mode", since="0.19.2", find=_param_dtype,
         source="runtime/engine.py:DeepSpeedEngine._assert_valid_mixed_precision_config",
+        mend="remove it",
     ),
     Rule(
         id="SO004", title="stage 0, and micro steps summed in another width than the model's", outcome=AT_START,
         does="NotImplementedError: unsupported mix of model_dtype and grad_accum_dtype",
         find=_stage_0_sums_in_another_width, source="runtime/engine.py:DeepSpeedEngine._do_optimizer_sanity_check",
+        mend="the model's width, or stage 1",
     ),
     Rule(
         id="SO005", title="fp16 or bf16 at stage 0", outcome=CHANGES, severity=WARNING,
         does="DeepSpeed takes an optimizer step on zero gradients when it starts: Adam counts it, so that the first "
              "update is 0.744 of what it should be, and weight decay acts once more; stages 1 to 3 do not",
         find=_stage_0_in_16_bit, source="runtime/fp16/fused_optimizer.py:FP16_Optimizer.initialize_optimizer_states",
+        mend='"stage": 1',
     ),
     Rule(
-        id="SO006", title="a loss scale, window or least scale that cannot be", outcome=AT_START,
+        id="SO006", title="a window or least scale of dynamic loss scaling that is not above 0", outcome=AT_START,
         does="ValidationError", since="0.19.0", find=_loss_scale, source=_PRECISION,
+        mend="at least 1",
     ),
     Rule(
         id="SO007", title="16-bit master weights without ZeRO", outcome=AT_START,
         does="AssertionError: only supported with ZeRO Stage 1, 2, or 3", find=_master_without_zero,
         source="runtime/config.py:DeepSpeedConfig._do_error_check",
+        mend="stage 1, 2 or 3",
     ),
     Rule(
         id="SO008", title="16-bit master weights without optimizer offload", outcome=AT_START,
         does="AssertionError: Master weights feature requires Offload with DeepSpeedCPUAdam",
         find=_master_without_offload, source="runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py",
+        mend='"offload_optimizer": {"device": "cpu"} with Adam or AdamW; of bf16, or bf16_optimizer_states beside it',
     ),
     Rule(
         id="SO009", title="bf16_optimizer_states without bf16_master_weights_and_grads", outcome=AT_START,
         does="AssertionError: bf16_optimizer_states requires bf16_master_weights_and_grads to be enabled",
         since="0.18.3", find=_bf16_states_without_master,
         source="runtime/config.py:DeepSpeedConfig._do_error_check",
+        mend='"bf16_master_weights_and_grads": true beside it',
     ),
     Rule(
         id="SO026", title="bf16 and its old name bfloat16 side by side", outcome=IGNORES, severity=WARNING,
         does="DeepSpeed reads bfloat16 only where bf16 is absent", find=_old_name_too,
         source=f"{_PRECISION}:get_bfloat16_config",
+        mend='"bf16" alone',
     ),
     Rule(
         id="SO027", title='settings of fp16 or bf16 without "enabled"', outcome=IGNORES, severity=WARNING,
         does="enabled is false by default: the run is in the other width, or in fp32",
         find=_settings_of_what_is_off, source=_PRECISION,
+        mend='"enabled": true, or remove the block',
     ),
     Rule(
         id="SO028", title="bf16.check_grad_overflow is not given", outcome=CHANGES, severity=NOTE,
         does="its default became true in 0.19.3", since="0.17.1", find=_overflow_default, source=_PRECISION,
+        mend='"check_grad_overflow": true',
     ),
 )  # fmt: skip

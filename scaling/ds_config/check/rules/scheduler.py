@@ -178,48 +178,59 @@ RULES = (
     Rule(
         id="SC023", title="a scheduler that DeepSpeed does not know", outcome=AT_START,
         does="AssertionError: DeepSpeed does not recognize LR scheduler", find=_unknown_type, source=_FROM_CONFIG,
+        mend="a scheduler's name, spelt exactly",
     ),
     Rule(
         id="SC024", title="an argument that the scheduler's constructor does not take", outcome=AT_START,
         does="TypeError: got an unexpected keyword argument", find=_unknown_argument, source=_FROM_CONFIG,
+        mend="the argument that was meant",
     ),
     Rule(
         id="SC034", title="a scheduler without an argument that it needs", outcome=AT_START,
         does="TypeError: missing a required positional argument", find=_missing_argument, source=_FROM_CONFIG,
+        mend="the argument",
     ),
     Rule(
         id="SC035", title="a scheduler without params", outcome=AT_START,
         does="TypeError: argument after ** must be a mapping", find=_no_params, source=_FROM_CONFIG,
+        mend='"params": {...}',
     ),
     Rule(
         id="SC036", title="a scheduler's argument that is not a number", outcome=AT_START,
         does="TypeError: it is computed with", find=_no_number, source=_INIT,
+        mend="a number",
     ),
     Rule(
         id="SC037", title="warm-up steps that are not a whole number above 0", outcome=AT_START, since="0.19.3",
         does="ValueError: must be a positive integer; before 0.19.3 DeepSpeed took 2", find=_no_steps, source=_INIT,
+        mend="1 or more; 1 is no warm-up",
     ),
     Rule(
         id="SC038", title="a warmup_type that is neither log nor linear", outcome=CHANGES,
         does="DeepSpeed logs a warning and warms up logarithmically", find=_warmup_type, source=_INIT,
+        mend='"linear" or "log"',
     ),
     Rule(
         id="SC039", title="a warm-up without warmup_type", outcome=CHANGES, severity=NOTE,
         does="DeepSpeed's default is logarithmic: half the peak after the square root of the steps",
         find=_log_by_default, source=_INIT,
+        mend='"warmup_type": "linear", or "log"',
     ),
     Rule(
         id="SC040", title="WarmupDecayLR without warmup_max_lr", outcome=CHANGES,
         does="it climbs to 0.001, whatever the optimizer's lr; WarmupLR takes the optimizer's", find=_peak,
         source=_INIT,
+        mend="\"warmup_max_lr\": the optimizer's lr",
     ),
     Rule(
         id="SC041", title="warmup_max_lr is another rate than the optimizer's lr", outcome=IGNORES, severity=WARNING,
         does="the scheduler sets the rate from the first step; the optimizer's lr is never used", find=_two_peaks,
         source=_INIT,
+        mend="the same rate in both",
     ),
     Rule(
         id="SC042", title="fewer steps in all than to warm up", outcome=CHANGES, severity=WARNING,
         does="DeepSpeed logs a warning; the rate never reaches its peak in those steps", find=_too_short, source=_INIT,
+        mend="a warmup_num_steps below total_num_steps; its default is 1000",
     ),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, LATER, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
+from scaling.ds_config.check.schema import KEYS
 from scaling.ds_config.check.view import Undetermined, View
 
 ZERO = "zero_optimization"
@@ -237,7 +238,8 @@ def _pin_memory_default(view: View) -> Iterator[Hit]:
     for what in ("optimizer", "param"):
         reads = view.stage == 3 or (what == "optimizer" and view.stage > 0)
         if reads and view.offload(what) != "none" and not view.says(f"{ZERO}.offload_{what}.pin_memory"):
-            now = "true" if view.zero_offload(what, "pin_memory") else "false"
+            default = KEYS[ZERO, f"offload_{what}", "pin_memory"].default_at(view.release)
+            now = "true" if default else "false"
             yield Hit(
                 path=_zero(f"offload_{what}", "pin_memory"),
                 mend='"pin_memory": true, or false',
@@ -326,129 +328,157 @@ RULES = (
         id="SC019", title='gradient_allreduce_op is neither "mean" nor "sum"', outcome=AT_START, since="0.19.6",
         does="ValueError: Invalid gradient_allreduce_op", find=_allreduce_op,
         source="runtime/config.py:get_gradient_allreduce_op",
+        mend='"mean" or "sum"',
     ),
     Rule(
         id="SC043", title='gradient_allreduce_op "sum" at stage 3, with ZenFlow or with DeepCompile', outcome=AT_START,
         since="0.19.6", does="ValueError: gradient_allreduce_op='sum' is not supported", find=_sum_at_3,
         source="runtime/config.py:DeepSpeedConfig._do_error_check",
+        mend='"mean"',
     ),
     Rule(
         id="SZ002", title="legacy_stage1", outcome=AT_START,
         does="Exception: The deprecated version of ZeRO Stage 1 is not supported", find=_legacy,
         source="runtime/engine.py:DeepSpeedEngine._configure_zero_optimizer",
+        mend="remove it",
     ),
     Rule(
         id="SZ003", title="offload_param below stage 3", outcome=IGNORES,
         does="only stage 3 reads it: the parameters stay on the device", find=_param_offload, source=_3,
+        mend="stage 3, or remove offload_param",
     ),
     Rule(
         id="SZ004", title="offload_optimizer at stage 0", outcome=IGNORES,
         does="DeepSpeed builds its CPU optimizer and leaves everything on the device", find=_optimizer_offload_at_0,
         source="runtime/engine.py:DeepSpeedEngine._configure_optimizer",
+        mend="stage 1, 2 or 3, or remove offload_optimizer",
     ),
     Rule(
         id="SZ005", title="offload_optimizer to nvme at stage 1 or 2", outcome=CHANGES,
         does="DeepSpeed keeps the optimizer states in CPU memory, and treats checkpoints as if they were on disk",
         find=_nvme_optimizer, source=_12,
+        mend='stage 3, or "cpu"',
     ),
     Rule(
         id="SZ006", title="nvme offload without nvme_path", outcome=AT_START,
         does="TypeError: expected str, bytes or os.PathLike object, not NoneType", find=_no_path, source=_3,
+        mend='"nvme_path": a folder on a local disk',
     ),
     Rule(
         id="SZ007", title="offload ratio below 1 below stage 3", outcome=AT_START,
         does="ValidationError: Partial offloading only supported for ZeRO Stage 3", find=_ratio_below_3, source=_CONFIG,
+        mend="stage 3, or 1.0",
     ),
     Rule(
         id="SZ008", title="offload ratio below 1 with another optimizer than DeepSpeedCPUAdam", outcome=AT_START,
         does="AssertionError: Hybrid Optimizer Only Supports DeepSpeedCPUAdam", find=_ratio_of_another, source=_3,
+        mend='"optimizer": {"type": "AdamW"} without torch_adam, or 1.0',
     ),
     Rule(
         id="SZ009", title="super_offload below stage 3", outcome=IGNORES, since="0.18.0",
         does="only stage 3 reads it", find=_super_offload,
         source="runtime/engine.py:DeepSpeedEngine._configure_zero_optimizer",
+        mend="stage 3",
     ),
     Rule(
         id="SZ013", title="ZeRO++ below stage 3", outcome=IGNORES,
         does="only stage 3 reads it", find=_plus_plus, source=_3,
+        mend="stage 3, or without it",
     ),
     Rule(
         id="SZ014", title="zero_quantized_gradients without reduce_scatter", outcome=AT_START,
         does="AssertionError: when enable all_to_all_reduce, reduce_scatter should also be enabled",
         find=_quantised_without_scatter, source=_3,
+        mend='"reduce_scatter": true',
     ),
     Rule(
         id="SZ016", title="prescaled or predivided gradients with reduce_scatter at stage 2 or 3", outcome=AT_START,
         does="AssertionError: is not yet supported with reduce scatter enabled", find=_scaled_with_scatter,
         source=f"{_12}, {_3}",
+        mend="false, and 1.0",
     ),
     Rule(
         id="SZ017", title="allgather_bucket_size is odd, at stage 1 or 2", outcome=AT_START,
         does="AssertionError: allgather_bucket_size must be a multiple of nccl_start_alignment_factor",
         find=_odd_bucket, source=_12,
+        mend="an even number",
     ),
     Rule(
         id="SZ019", title="compute_grad_norm off where the norm is needed", outcome=AT_START, since="0.19.7",
         does="ValueError: compute_grad_norm=false ...", find=_no_norm, source=f"{_CONFIG}, {_12}",
+        mend='true; or stage 1 or 2 with "gradient_clipping": 0.0',
     ),
     Rule(
         id="SZ020", title="elastic_checkpoint at stage 3", outcome=IGNORES, severity=WARNING,
         does="DeepSpeed logs a warning, and writes checkpoints for this number of ranks only", find=_elastic_at_3,
         source=f"{_CONFIG}:DeepSpeedZeroConfig.elastic_checkpoint_deprecated",
+        mend='false, and "checkpoint": {"load_universal": true} to load',
     ),
     Rule(
         id="SZ021", title="pipeline_loading_checkpoint below stage 3", outcome=LATER,
         does="AssertionError when a checkpoint is loaded", find=_piecewise_below_3,
         source="runtime/engine.py:DeepSpeedEngine._load_zero_checkpoint",
+        mend="false",
     ),
     Rule(
         id="SZ023", title="stage 3, and weights are not gathered to be saved", outcome=LATER, severity=NOTE,
         does="save_16bit_model() writes no file and returns False; save_checkpoint() writes shards",
         find=_whole_weights_at_save, source="runtime/engine.py:DeepSpeedEngine.save_16bit_model",
+        mend='"stage3_gather_16bit_weights_on_model_save": true, to save whole weights',
     ),
     Rule(
         id="SZ025", title="aio.use_gds without CUDA", outcome=AT_START, since="0.15.0",
         does="AssertionError: GDS currently only supported for CUDA accelerator", find=_gds_off_cuda,
         source="runtime/swap_tensor/aio_config.py",
+        mend="false",
     ),
     Rule(
         id="SZ026", title="zenflow intervals that do not go together", outcome=AT_START, since="0.17.5",
         does="Warning or ValueError, raised as an error", find=_zenflow, source=_ZENFLOW,
+        mend='"auto" for all of them, or numbers with strategy "step" or "epoch"',
     ),
     Rule(
         id="SZ027", title="zenflow with gradient accumulation", outcome=CHANGES, since="0.17.5",
         does="DeepSpeed puts update_interval in the place of gradient_accumulation_steps", find=_zenflow_accumulation,
         source=_ZENFLOW,
+        mend='"gradient_accumulation_steps": 1',
     ),
     Rule(
         id="SZ028", title="keys of stage 3 below stage 3", outcome=IGNORES, severity=NOTE,
         does="only stage 3 reads them", find=_keys_of_stage_3, source=_3,
+        mend="nothing, or remove them",
     ),
     Rule(
         id="SZ029", title="offload without pin_memory", outcome=CHANGES, severity=NOTE,
         does="its default became true in 0.19.5", find=_pin_memory_default, source="runtime/zero/offload_config.py",
+        mend='"pin_memory": true, or false',
     ),
     Rule(
         id="SZ030", title="zero_optimization with settings and without a stage", outcome=IGNORES,
         does="the default is stage 0: nothing is sharded", find=_overlap_and_whole, source=_CONFIG,
+        mend='"stage": 1, 2 or 3',
     ),
     Rule(
         id="SZ031", title="super_offload without CUDA", outcome=AT_START, since="0.18.0",
         does="AssertionError: SuperOffload only supports NVIDIA CUDA GPUs", find=_super_offload_off_cuda,
         source="runtime/superoffload/superoffload_stage3.py",
+        mend="false",
     ),
     Rule(
         id="SZ032", title="zenflow's offload without overlap_comm", outcome=AT_START, since="0.17.5",
         does="AssertionError: offload selective optimizer should be used with overlap_comm", find=_zenflow_offload,
         source="runtime/zenflow/zenflow_stage_1_and_2.py",
+        mend='"overlap_comm": true',
     ),
     Rule(
         id="SZ033", title="zenflow at stage 0", outcome=IGNORES, since="0.17.5",
         does="only stages 1 to 3 shard, and only they have a ZenFlow optimizer", find=_zenflow_without_zero,
         source="runtime/engine.py:DeepSpeedEngine._configure_zero_optimizer",
+        mend="stage 1, 2 or 3 with optimizer offload",
     ),
     Rule(
         id="SZ034", title="zero_hpz_partition_size does not divide the ranks", outcome=AT_START,
         does="AssertionError when the groups are made", find=_hpz_does_not_divide, source="utils/groups.py",
+        mend="the accelerators of a node",
     ),
 )  # fmt: skip
