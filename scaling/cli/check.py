@@ -175,7 +175,9 @@ def _show(report: dict[str, Any], context: "Context", *, diff: bool) -> None:
 def _sum_up(reports: list[dict[str, Any]], *, diff: bool) -> None:
     rows = [row for report in reports for row in report["findings"]]
     counts = [(sum(row["severity"] == word for row in rows), word) for word in ("error", "warning", "note")]
-    words = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts if count) or "nothing"
+    words = (
+        ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts if count) or "nothing to say"
+    )
     fixable = sum(row["fixable"] for row in rows)
     hint = f"; {fixable} with one right answer: --fix" if fixable and not diff else ""
     read = sum("problem" not in report for report in reports)
