@@ -88,6 +88,34 @@ def moved(engine: Any) -> float:
     )
 
 
+def overflows_in_the_reduction(engine: Any) -> bool:
+    """A gradient of some millions, which fp32 holds and fp16 does not, has an infinite norm after the reduction."""
+    reality.step(engine, scale=1e7)
+    return engine.get_global_grad_norm() == float("inf")
+
+
+def norm_of_a_shared_loss(config: Any) -> float:
+    """Gradient norm where each rank holds a part of the samples and all of the loss, over the right one."""
+    import torch
+    from torch.distributed.nn.functional import all_reduce
+
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 8) for _ in range(2)]
+    alone = reality.model()
+    (sum(alone(part).pow(2).mean() for part in parts) / 2).backward()
+    right = torch.cat([p.grad.flatten() for p in alone.parameters()]).norm()
+    engine = reality.engine_of(config)
+    loss = all_reduce(engine(parts[torch.distributed.get_rank()]).pow(2).mean()) / 2
+    engine.backward(loss)
+    engine.step()
+    return float(engine.get_global_grad_norm() / right)
+
+
+def norm_at_stage_3(config: Any) -> float:
+    config["zero_optimization"]["stage"] = 3
+    return norm_of_a_shared_loss(config)
+
+
 SGD1 = {"type": "SGD", "params": {"lr": 1.0}}
 
 # Functions that run another part of DeepSpeed than initialize().
@@ -339,6 +367,20 @@ CASES = [
         context={"world_size": 2},
         raises="RuntimeError",
         mended=plain(sequence_parallel_size=2, data_parallel_size=1),
+    ),
+    Case(
+        rule="SC049",
+        config=trained(gradient_clipping=True),
+        how="engine",
+        shows=lambda engine: engine.gradient_clipping() is True,
+        mended=trained(gradient_clipping=1.0),
+    ),
+    Case(
+        rule="SP031",
+        config=trained(data_parallel_size=4),
+        how="engine",
+        shows=lambda engine: engine.dp_world_size == 1,
+        mended=trained(),
     ),
     # Keys and values.
     Case(rule="SC006", config=plain(zero_optimisation={"stage": 2}), shows=stage_is(0), mended=zero(2)),
@@ -757,6 +799,50 @@ CASES = [
         says="Invalid learning rate",
         mended=trained(),
     ),
+    Case(
+        rule="SO036",
+        config=plain(optimizer={"params": {"lr": 1e-3}}),
+        how="engine",
+        shows=lambda engine: engine.optimizer is None,
+        mended=trained(),
+    ),
+    Case(
+        rule="SO037",
+        config=trained(optimizer={"type": "AdamW", "params": {"torch_adam": True}}),
+        how="engine",
+        shows=lambda engine: engine.get_lr() == [1e-3],
+        mended=trained(),
+    ),
+    Case(
+        rule="SO038",
+        config=trained(optimizer={"type": "AdamW", "params": {"lr": 1e-3, "amsgrad": True}}),
+        how="engine",
+        raises="RuntimeError",
+        says="AMSGrad",
+        mended=trained(optimizer={"type": "AdamW", "params": {"lr": 1e-3, "amsgrad": True, "torch_adam": True}}),
+    ),
+    Case(
+        rule="SO039",
+        config=trained(optimizer={"type": "Adam", "params": {"lr": 1e-3, "adam_w_mode": "false", "torch_adam": True}}),
+        how="engine",
+        shows=is_adamw,
+        mended=trained(optimizer={"type": "Adam", "params": {"lr": 1e-3, "adam_w_mode": False}}),
+    ),
+    Case(
+        rule="SO040",
+        config=zero(2, top={"communication_data_type": "fp16"}),
+        ranks=2,
+        how="engine",
+        shows=overflows_in_the_reduction,
+        mended=zero(2, top={"communication_data_type": "fp32"}),
+    ),
+    Case(
+        rule="SO041",
+        config=trained(torch_autocast={"enabled": True}),
+        how="engine",
+        shows=lambda engine: engine.torch_autocast_dtype() is None,
+        mended=trained(torch_autocast={"enabled": True, "dtype": "bfloat16"}),
+    ),
     # Schedulers.
     Case(
         rule="SC023",
@@ -839,6 +925,20 @@ CASES = [
         how="engine",
         shows=lambda engine: engine.lr_scheduler.warmup_num_steps > engine.lr_scheduler.total_num_steps,
         mended=scheduled("WarmupDecayLR", {"total_num_steps": 500, "warmup_num_steps": 50}),
+    ),
+    Case(
+        rule="SC047",
+        config=trained(scheduler={"params": {"warmup_num_steps": 10}}),
+        how="engine",
+        shows=lambda engine: engine.lr_scheduler is None,
+        mended=scheduled("WarmupLR", {"warmup_num_steps": 10}),
+    ),
+    Case(
+        rule="SC048",
+        config=scheduled("WarmupLR", {"warmup_min_lr": 1e-2, "warmup_max_lr": 1e-3}),
+        how="engine",
+        shows=lambda engine: engine.get_lr() == [1e-2] and engine.lr_scheduler.max_lrs == [1e-3],
+        mended=scheduled("WarmupLR", {"warmup_min_lr": 0.0, "warmup_max_lr": 1e-3}),
     ),
     # ZeRO and offload.
     Case(
@@ -1212,6 +1312,30 @@ CASES = [
         config=plain(compile={"offload_activation": True}),
         shows=lambda parsed: parsed.compile_config.deepcompile is False,
         mended=plain(compile={"deepcompile": True, "offload_activation": True}),
+    ),
+    Case(
+        rule="SP030",
+        config=zero(1, top={"pipeline": {"stages": 2, "partition": "uniform"}}),
+        how=in_a_pipeline,
+        shows=lambda engine: engine.num_stages == 1,
+        mended=zero(1, top={"pipeline": {"activation_checkpoint_interval": 1}}),
+    ),
+    Case(
+        rule="SP032",
+        config=zero(2, top={"sequence_parallel_size": 2, "data_parallel_size": 1, "gradient_clipping": 0.0}),
+        ranks=2,
+        how=norm_of_a_shared_loss,
+        shows=lambda ratio: ratio > 1.9,
+        mended=zero(3, top={"sequence_parallel_size": 2, "data_parallel_size": 1}),
+    ),
+    Case(
+        rule="SP032",
+        id="stage 3 is right",
+        config=zero(1, top={"sequence_parallel_size": 2, "data_parallel_size": 1, "gradient_clipping": 0.0}),
+        ranks=2,
+        how=norm_at_stage_3,
+        shows=lambda ratio: abs(ratio - 1) < 1e-5,
+        mended=zero(3, top={"sequence_parallel_size": 2, "data_parallel_size": 1}),
     ),
     Case(
         rule="SM003",

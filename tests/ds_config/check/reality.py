@@ -129,10 +129,15 @@ def outcomes(module: str, num_ranks: int) -> dict[str, tuple[str, Any]]:
     return found
 
 
+# What DeepSpeed's module of groups holds before the first engine; it keeps those of each for the next.
+_NO_GROUPS = {
+    name: copy.copy(value) for name, value in vars(groups).items() if name in ("mesh_device", "mpu") or name.isupper()
+}
+
+
 def _forget_groups() -> None:
-    """DeepSpeed keeps the groups of its first engine for the next; each case is to make its own."""
-    for name in ("_TENSOR_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP", "mesh_device"):
-        setattr(groups, name, None)
+    for name, value in _NO_GROUPS.items():
+        setattr(groups, name, copy.copy(value))
 
 
 def text(config: dict[str, Any] | str) -> str:

@@ -142,6 +142,21 @@ def _clipping_negative(view: View) -> Iterator[Hit]:
         yield Hit(path=("gradient_clipping",), says=f"{shown(value)} is below 0", mend="0 not to clip, or a norm")
 
 
+def _clipping_switch(view: View) -> Iterator[Hit]:
+    value = view.raw("gradient_clipping")
+    if isinstance(value, bool):
+        yield Hit(path=("gradient_clipping",), says=f"{shown(value)} is a switch", mend="1.0" if value else "0.0")
+
+
+def _data_parallel_alone(view: View) -> Iterator[Hit]:
+    if view.says("data_parallel_size") and not view.says("sequence_parallel_size"):
+        yield Hit(
+            path=("data_parallel_size",),
+            says="without sequence_parallel_size",
+            mend="remove it: the ranks that are left are data-parallel",
+        )
+
+
 def _clipping_no_number(view: View) -> Iterator[Hit]:
     value = view.raw("gradient_clipping")
     if view.says("gradient_clipping") and not isinstance(value, int | float) and value != "auto":
@@ -235,5 +250,16 @@ RULES = (
         id="SP014", title="data_parallel_size x sequence_parallel_size is not the number of ranks", outcome=AT_START,
         does="RuntimeError: the device mesh does not fit", find=_mesh, source="comm/comm.py:initialize_mesh_device",
         mend="sizes whose product it is",
+    ),
+    Rule(
+        id="SC049", title="gradient_clipping is true or false", outcome=CHANGES,
+        does="DeepSpeed counts with it: true clips at 1, false does not clip", find=_clipping_switch,
+        source="runtime/config.py:get_gradient_clipping", mend="1.0, or 0.0",
+    ),
+    Rule(
+        id="SP031", title="data_parallel_size without sequence_parallel_size", outcome=IGNORES, severity=WARNING,
+        does="DeepSpeed reads the two together or not at all", find=_data_parallel_alone,
+        source="__init__.py:initialize",
+        mend="remove it",
     ),
 )  # fmt: skip

@@ -70,6 +70,8 @@ def _unknown_hit(view: View, spot: Spot) -> Hit:
         return Hit(path=spot.path, says=says, mend=f"did you mean {words}?", edits=_rename(view, spot, close))
     elsewhere = [key for key in named(name) if key.path[:-1] != block and key.exists_at(view.release)]
     homes = [f'in "{".".join(key.path[:-1])}"' if len(key.path) > 1 else "at the top level" for key in elsewhere]
+    if block in (("optimizer",), ("scheduler",)):
+        return Hit(path=spot.path, says=says, mend=f'"params": {{"{name}": ...}} inside it')
     if homes:
         return Hit(path=spot.path, says=says, mend="it stands " + " or ".join(homes[:3]))
     return Hit(path=spot.path, says=says, mend="remove it", severity=None if block else WARNING)
@@ -251,10 +253,13 @@ def _wrong_hit(spot: Spot) -> Hit:
 
 
 def _meant(key: Key, value: Any) -> Any:
-    """The value that a string plainly spells, if the key takes it: "8", "true", "5e8"."""
+    """The value that a string plainly spells, if the key takes it: "8", "true", "5e8", "CPU"."""
     if not isinstance(value, str):
         return None
     text = value.strip()
+    for choice in key.kind.choices:
+        if isinstance(choice, str) and choice == text.lower():
+            return choice
     try:
         plain = json.loads(text.lower() if text.lower() in ("true", "false") else text)
     except (ValueError, RecursionError):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, IGNORES, WARNING
+from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, IGNORES, NOTE, WARNING
 from scaling.ds_config.check.reader import Path
 from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.rules.keys import shown
@@ -156,6 +156,48 @@ def _muon_argument(view: View) -> Iterator[Hit]:
                     says=f"Muon looks at no argument {shown(name)}",
                     mend="remove it; known: " + ", ".join(_MUON_READS[:9]),
                 )
+
+
+def _without_type(view: View) -> Iterator[Hit]:
+    block = view.root.get("optimizer")
+    if isinstance(block, dict) and block.get("type") is None:
+        yield Hit(path=("optimizer",), says="an optimizer without a type", mend='"type": "AdamW", or another')
+
+
+def _without_rate(view: View) -> Iterator[Hit]:
+    """torch's and DeepSpeed's constructors have a default; a scheduler that sets the rate makes up for it."""
+    if view.optimizer_is_the_files and not view.optimizer_params().keys() & {"lr", "muon_lr", "adam_lr"}:
+        yield Hit(path=("optimizer",), says=f"{view.optimizer} without lr", mend='"params": {"lr": ...}')
+
+
+def _amsgrad(view: View) -> Iterator[Hit]:
+    made = implementation(view) if view.optimizer_is_the_files else None
+    if made in ("FusedAdam", "FusedLamb") and view.optimizer_params().get("amsgrad"):
+        yield Hit(path=("optimizer", "params", "amsgrad"), says=f"{made} has no AMSGrad",
+                  mend='false, or "torch_adam": true' if made == "FusedAdam" else "false")  # fmt: skip
+
+
+_SWITCHED = (
+    "torch_adam",
+    "adam_w_mode",
+    "bias_correction",
+    "amsgrad",
+    "fused",
+    "maximize",
+    "nesterov",
+    "set_grad_none",
+)
+
+
+def _no_switch(view: View) -> Iterator[Hit]:
+    if view.optimizer_is_the_files:
+        for name, value in view.optimizer_params().items():
+            if name in _SWITCHED and isinstance(value, str) and value != "auto":
+                path = ("optimizer", "params", name)
+                meant = {"true": True, "false": False}.get(value.strip().lower())
+                edits = () if meant is None else (Edit(what="value", path=path, value=meant),)
+                mend = "true or false" if meant is None else shown(meant)
+                yield Hit(path=path, says=f"{shown(value)} is not true or false", mend=mend, edits=edits)
 
 
 _NUMBERS = ("lr", "eps", "weight_decay", "momentum", "muon_lr", "adam_lr", "min_coeff", "max_coeff")
@@ -424,5 +466,26 @@ RULES = (
         id="SO035", title="a learning rate, decay or eps below 0", outcome=AT_START,
         does="ValueError from torch's constructors; DeepSpeed's kernels climb the loss", find=_negative, source=_BASIC,
         mend="0 or more",
+    ),
+    Rule(
+        id="SO036", title="an optimizer block without a type", outcome=IGNORES,
+        does="DeepSpeed builds none: where the script passes none either, it stops at start or at the first backward",
+        find=_without_type, source="runtime/config.py:get_optimizer_name",
+        mend='"type": "AdamW", or another',
+    ),
+    Rule(
+        id="SO037", title="an optimizer without a learning rate", outcome=CHANGES, severity=NOTE,
+        does="its constructor has a default: 0.001 for all but Adagrad, which has 0.01", find=_without_rate,
+        source=_BASIC, mend='"params": {"lr": ...}',
+    ),
+    Rule(
+        id="SO038", title="amsgrad with a fused kernel", outcome=AT_START,
+        does="RuntimeError: FusedAdam does not support the AMSGrad variant", find=_amsgrad,
+        source="ops/adam/fused_adam.py, ops/lamb/fused_lamb.py", mend='false, or "torch_adam": true',
+    ),
+    Rule(
+        id="SO039", title="an optimizer's switch that is a string", outcome=CHANGES,
+        does='it is asked whether it is true, and any string is, "false" too', find=_no_switch, source=_BASIC,
+        mend="true or false",
     ),
 )  # fmt: skip

@@ -120,6 +120,23 @@ def _overlap_in_pipeline(view: View) -> Iterator[Hit]:
         )
 
 
+_UNUSED = {"stages": "auto", "partition": "best", "seed_layers": False}
+
+
+def _unused_in_pipeline(view: View) -> Iterator[Hit]:
+    block = view.root.get("pipeline")
+    for name, default in _UNUSED.items():
+        if isinstance(block, dict) and name in block and block[name] != default:
+            mend = "an argument of PipelineModule: num_stages, partition_method, seed_layers"
+            yield Hit(path=("pipeline", name), says=f"{shown(block[name])}, which nothing uses", mend=mend)
+
+
+def _sequence_below_3(view: View) -> Iterator[Hit]:
+    size = view.get("sequence_parallel_size") or 1
+    if size > 1 and view.says("data_parallel_size") and view.stage in (1, 2):
+        yield Hit(path=("sequence_parallel_size",), says=f"{size} at stage {view.stage}", mend="stage 3")
+
+
 def _is_pipeline(view: View) -> bool:
     block = view.root.get("pipeline")
     stages = block.get("stages") if isinstance(block, dict) else None
@@ -302,5 +319,16 @@ RULES = (
         does="ValueError when AutoEP is set up", find=_experts_do_not_divide,
         source="module_inject/auto_ep_folding.py:build_folding_spec",
         mend="sizes whose product divides the ranks",
+    ),
+    Rule(
+        id="SP030", title="pipeline.stages, partition or seed_layers", outcome=IGNORES, severity=WARNING,
+        does="DeepSpeed keeps them and uses them nowhere: the split is PipelineModule's", find=_unused_in_pipeline,
+        source="runtime/config.py:get_pipeline_config", mend="an argument of PipelineModule",
+    ),
+    Rule(
+        id="SP032", title="sequence parallelism at stage 1 or 2", outcome=CHANGES, severity=WARNING,
+        does="gradients come out too large, by two with two ranks under Ulysses, where the loss is gathered as in "
+             "DeepSpeed's tutorial; at stage 3 they are right", find=_sequence_below_3,
+        source="runtime/zero/stage_1_and_2.py: div_(dp_world_size / sequence_parallel_size)", mend="stage 3",
     ),
 )  # fmt: skip

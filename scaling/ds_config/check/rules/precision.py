@@ -152,6 +152,20 @@ def _communication_type(view: View) -> Iterator[Hit]:
             )
 
 
+def _narrow_reduction(view: View) -> Iterator[Hit]:
+    if view.raw("communication_data_type") == "fp16" and view.precision != "fp16":
+        yield Hit(
+            path=("communication_data_type",),
+            says=f'"fp16" where the model is {view.precision}',
+            mend=f'"{view.precision}", or remove it',
+        )
+
+
+def _autocast_without_dtype(view: View) -> Iterator[Hit]:
+    if view.get("torch_autocast.enabled") and not view.says("torch_autocast.dtype"):
+        yield Hit(path=("torch_autocast",), says="enabled without dtype", mend='"dtype": "bfloat16"')
+
+
 def _keep_in_fp32(view: View) -> Iterator[Hit]:
     value = view.raw("data_types.keep_in_fp32_modules")
     are_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
@@ -270,5 +284,16 @@ RULES = (
         id="SO028", title="bf16.check_grad_overflow is not given", outcome=CHANGES, severity=NOTE,
         does="its default became true in 0.19.3", since="0.17.1", find=_overflow_default, source=_PRECISION,
         mend='"check_grad_overflow": true',
+    ),
+    Rule(
+        id="SO040", title="gradients reduced in fp16 where the model is bf16 or fp32", outcome=CHANGES,
+        severity=WARNING,
+        does="what is above 65504 becomes infinite in the reduction, and no loss scale keeps it below",
+        find=_narrow_reduction, source="runtime/zero/stage_1_and_2.py", mend="the model's width, or remove it",
+    ),
+    Rule(
+        id="SO041", title="torch_autocast without dtype", outcome=CHANGES, severity=WARNING, since="0.17.2",
+        does="PyTorch takes its own default for the device: fp16 on CUDA, and without a loss scale",
+        find=_autocast_without_dtype, source="runtime/torch_autocast.py", mend='"dtype": "bfloat16"',
     ),
 )  # fmt: skip

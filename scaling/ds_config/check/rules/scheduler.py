@@ -70,6 +70,20 @@ def _unknown_type(view: View) -> Iterator[Hit]:
     )
 
 
+def _without_type(view: View) -> Iterator[Hit]:
+    block = view.root.get("scheduler")
+    if isinstance(block, dict) and block.get("type") is None:
+        yield Hit(path=("scheduler",), says="a scheduler without a type", mend='"type": "WarmupLR", or another')
+
+
+def _falls(view: View) -> Iterator[Hit]:
+    _, params = _params(view)
+    low, high = params.get("warmup_min_lr", 0.0), params.get("warmup_max_lr")
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (low, high))
+    if numbers and low > high:
+        yield Hit(path=_path("warmup_min_lr"), says=f"{low:g}, above warmup_max_lr {high:g}", mend="the lower rate")
+
+
 def _no_params(view: View) -> Iterator[Hit]:
     if isinstance(view.raw("scheduler.type"), str) and not view.says("scheduler.params"):
         yield Hit(path=("scheduler", "type"), says="a scheduler without params", mend='"params": {...}')
@@ -232,5 +246,15 @@ RULES = (
         id="SC042", title="fewer steps in all than to warm up", outcome=CHANGES, severity=WARNING,
         does="DeepSpeed logs a warning; the rate never reaches its peak in those steps", find=_too_short, source=_INIT,
         mend="a warmup_num_steps below total_num_steps; its default is 1000",
+    ),
+    Rule(
+        id="SC047", title="a scheduler block without a type", outcome=IGNORES,
+        does="DeepSpeed builds no scheduler: the rate stays the optimizer's", find=_without_type,
+        source="runtime/config.py:get_scheduler_name", mend='"type": "WarmupLR", or another',
+    ),
+    Rule(
+        id="SC048", title="a warm-up that falls", outcome=CHANGES, severity=WARNING,
+        does="DeepSpeed takes the two as they stand, and the rate goes down", find=_falls, source=_INIT,
+        mend="warmup_min_lr below warmup_max_lr",
     ),
 )  # fmt: skip
