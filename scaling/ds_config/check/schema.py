@@ -99,7 +99,7 @@ _BATCH_AND_LOOP = (
     _k("gradient_clipping", Kind(form="number", least=0), 1.0, "largest global gradient norm; 0 does not clip",
        changed=(("0.19.3", 0.0),), wrong=AT_STEP),
     _k("prescale_gradients", BOOLEAN, False, "divide gradients before the reduction instead of after"),
-    _k("gradient_predivide_factor", NUMBER, 1.0, "divide by this before the reduction, by the rest after",
+    _k("gradient_predivide_factor", Kind(form="number", above=0), 1.0, "divide by this before the reduction",
        wrong=AT_STEP),
     _k("gradient_allreduce_op", choice("mean", "sum"), "mean", "how ranks' gradients are put together", "0.19.6",
        wrong=AT_START),

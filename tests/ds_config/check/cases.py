@@ -11,6 +11,7 @@ MICRO = {"train_micro_batch_size_per_gpu": 2}
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 SMALL = {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
 CLIP = {"gradient_clipping": 1.0}
+OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 
 
 def plain(**more: Any) -> dict[str, Any]:
@@ -477,6 +478,14 @@ CASES = [
         mended=plain(prescale_gradients=False),
     ),
     Case(
+        rule="SC029",
+        id="divided by",
+        config=trained(gradient_predivide_factor=0),
+        how="step",
+        raises="ZeroDivisionError",
+        mended=trained(gradient_predivide_factor=1.0),
+    ),
+    Case(
         rule="SC030",
         config=plain(zero_optimization={"stage": 2, "cpu_offload": True}),
         shows=lambda parsed: parsed.zero_config.offload_optimizer.device == "cpu",
@@ -517,6 +526,15 @@ CASES = [
         how="engine",
         raises="ValueError",
         mended=trained(data_types={"grad_accum_dtype": "fp32"}),
+    ),
+    Case(
+        rule="SC022",
+        id="int8",
+        config=zero(1, top={"data_types": {"grad_accum_dtype": "int8"}}),
+        how="step",
+        raises="RuntimeError",
+        says="can't be cast",
+        mended=zero(1, top={"data_types": {"grad_accum_dtype": "fp32"}}),
     ),
     Case(
         rule="SC022",
@@ -623,6 +641,20 @@ CASES = [
         says="Master weights feature requires",
         mended=zero(
             2, top={"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}}
+        ),
+    ),
+    Case(
+        rule="SO008",
+        id="torch_adam",
+        config=zero(2, top={"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, **OFFLOADED),
+        how="engine",
+        raises="AssertionError",
+        says="Master weights feature requires",
+        mended=zero(
+            2,
+            optimizer={"type": "AdamW", "params": {"lr": 1e-3}},
+            top={"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
+            **OFFLOADED,
         ),
     ),
     Case(
@@ -842,6 +874,21 @@ CASES = [
         how="engine",
         shows=lambda engine: engine.torch_autocast_dtype() is None,
         mended=trained(torch_autocast={"enabled": True, "dtype": "bfloat16"}),
+    ),
+    Case(
+        rule="SO042",
+        config=trained(fp16={"enabled": False, "auto_cast": True}),
+        how="step",
+        raises="RuntimeError",
+        says="dtype",
+        mended=zero(1, top={"fp16": {"enabled": True, "auto_cast": True}}),
+    ),
+    Case(
+        rule="SO043",
+        config=zero(1, top={"fp16": {"enabled": True, "initial_scale_power": 100}}),
+        how="step",
+        raises="OverflowError",
+        mended=zero(1, top={"fp16": {"enabled": True, "initial_scale_power": 16}}),
     ),
     # Schedulers.
     Case(
@@ -1114,7 +1161,7 @@ CASES = [
         config=zero(2, zenflow={"select_interval": 4}),
         how="engine",
         raises="Warning",
-        mended=zero(2, zenflow={}),
+        mended=zero(2, zenflow={}, **OFFLOADED),
     ),
     Case(
         rule="SZ026",
@@ -1123,7 +1170,7 @@ CASES = [
         how="engine",
         raises="ValueError",
         says="must be a number",
-        mended=zero(2, zenflow={"select_strategy": "step", "select_interval": 4}),
+        mended=zero(2, zenflow={"select_strategy": "step", "select_interval": 4}, **OFFLOADED),
     ),
     Case(
         rule="SZ027",
@@ -1134,7 +1181,7 @@ CASES = [
         ),
         how="engine",
         shows=lambda engine: engine.gradient_accumulation_steps() == 4,
-        mended=zero(2, zenflow={}),
+        mended=zero(2, zenflow={}, **OFFLOADED),
     ),
     Case(rule="SZ028", config=zero(2, stage3_max_live_parameters=10), how="engine", shows=not_sharded, mended=zero(2)),
     Case(
@@ -1165,14 +1212,14 @@ CASES = [
         how="engine",
         raises="AssertionError",
         says="overlap_comm",
-        mended=zero(2, zenflow={"offload": True}, overlap_comm=True),
+        mended=zero(2, zenflow={"offload": True}, overlap_comm=True, **OFFLOADED),
     ),
     Case(
         rule="SZ033",
         config=zero(0, zenflow={}),
         how="engine",
         shows=lambda engine: not engine.zero_optimization(),
-        mended=zero(1, zenflow={}),
+        mended=zero(1, zenflow={}, **OFFLOADED),
     ),
     Case(
         rule="SZ034",
@@ -1183,6 +1230,14 @@ CASES = [
         raises="AssertionError",
         says="divisible",
         mended=zero(3, zero_hpz_partition_size=1),
+    ),
+    Case(
+        rule="SZ035",
+        config=zero(2, zenflow={}),
+        how="engine",
+        raises="ValueError",
+        says="must be used with cpu offload",
+        mended=zero(2, zenflow={}, **OFFLOADED),
     ),
     # Parallelism.
     Case(

@@ -88,7 +88,7 @@ def test_any_text_is_an_object_or_one_clear_problem(text):
     assert problem is None or (problem.problem and 0 <= problem.offset <= len(text))
 
 
-@settings(max_examples=4000)
+@settings(max_examples=2500)
 @given(path=paths, value=st.one_of(scalars, values))
 def test_what_deepspeed_refuses_has_an_error(path, value):
     config = with_value(_WHOLE, path, value)

@@ -322,23 +322,22 @@ def _removed(view: View, depth: int) -> Iterator[Hit]:
 def _deprecated(view: View) -> Iterator[Hit]:
     for spot in view.spots:
         key = spot.key
-        if key is None or not key.instead or spot.value is None or (*key.path[:-1], key.instead) == key.path:
+        if key is None or not key.instead or spot.value is None:
             continue
-        path = (*spot.path[:-1], key.instead)
-        old, new = ".".join(map(str, spot.path)), ".".join(map(str, path))
-        if view.says(new):
-            continue
-        edits: tuple[Edit, ...] = ()
-        if key.instead in ("offload_param", "offload_optimizer") and isinstance(spot.value, bool):
-            device = "cpu" if spot.value else "none"
-            edits = (
-                Edit(what="value", path=spot.path, value={"device": device}),
-                Edit(what="key", path=spot.path, value=key.instead),
-            )
-        elif "." not in key.instead:
-            edits = (Edit(what="key", path=spot.path, value=key.instead),)
-        mend = f'"{key.instead}"' + (': {"device": "cpu"}' if len(edits) > 1 else "")
-        yield Hit(path=spot.path, says=f"{old} is deprecated", mend=mend, edits=edits)
+        old, new = spelt(spot.path), ".".join((*map(str, spot.path[:-1]), key.instead))
+        if not view.says(new):
+            edits = _renewed(key, spot) if isinstance(spot.value, bool) else ()  # another value is SC031's first
+            mend = f'"{key.instead}"' + (': {"device": "cpu"}' if len(edits) > 1 else "")
+            yield Hit(path=spot.path, says=f"{old} is deprecated", mend=mend, edits=edits)
+
+
+def _renewed(key: Key, spot: Spot) -> tuple[Edit, ...]:
+    """The deprecated switch in the words of what replaced it; none where that has no such words."""
+    rename = Edit(what="key", path=spot.path, value=key.instead)
+    if key.instead in ("offload_param", "offload_optimizer"):
+        device = {"device": "cpu" if spot.value else "none"}
+        return Edit(what="value", path=spot.path, value=device), rename
+    return () if "." in key.instead else (rename,)
 
 
 def _deprecated_and_new(view: View) -> Iterator[Hit]:

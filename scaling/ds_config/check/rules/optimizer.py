@@ -1,5 +1,6 @@
 """Whose optimizer it is, whether ZeRO may shard it, and what its constructor takes."""
 
+import math
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -224,10 +225,12 @@ def _no_number(view: View) -> Iterator[Hit]:
 
 
 def _as_number(value: Any) -> float | None:
+    """The number that a string spells; neither NaN nor infinite."""
     try:
-        return float(value) if isinstance(value, str) and len(value) < 40 else None
+        number = float(value) if isinstance(value, str) and len(value) < 40 else math.nan
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _are_betas(value: Any) -> bool:

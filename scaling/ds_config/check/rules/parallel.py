@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, NOTE, WARNING
+from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, LATER, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.rules.batch import MICRO, STEPS, TOTAL
 from scaling.ds_config.check.rules.keys import shown
@@ -96,7 +96,6 @@ def _contiguous(view: View) -> Iterator[Hit]:
         yield Hit(
             path=path,
             says="true without number_checkpoints",
-            severity=WARNING,
             mend='"number_checkpoints": the number of layers, unless the script passes num_checkpoints',
         )
 
@@ -274,9 +273,10 @@ RULES = (
         mend="a divisor of the heads",
     ),
     Rule(
-        id="SP025", title="contiguous activation checkpoints without partitioning or their number", outcome=AT_START,
-        does="AssertionError when deepspeed.checkpointing is configured", find=_contiguous,
-        source="runtime/activation_checkpointing/checkpointing.py:configure",
+        id="SP025", title="contiguous activation checkpoints without partitioning or their number", outcome=LATER,
+        severity=WARNING,
+        does="AssertionError when the script configures deepspeed.checkpointing from the file; a plain engine does not",
+        find=_contiguous, source="runtime/activation_checkpointing/checkpointing.py:configure",
         mend='"partition_activations": true and "number_checkpoints", or false',
     ),
     Rule(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, NOTE, WARNING
+from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, IGNORES, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.rules.keys import shown
 from scaling.ds_config.check.view import WIDTHS, View
@@ -60,6 +60,11 @@ def _no_width(view: View) -> Iterator[Hit]:
                 mend=f'"{meant}"' if meant else '"fp32", "bf16" or "fp16"',
                 edits=(Edit(what="value", path=path, value=meant),) if meant else (),
             )
+    if WIDTHS.get(str(view.raw("data_types.grad_accum_dtype"))) == "int8":
+        path = ("data_types", "grad_accum_dtype")
+        does = "RuntimeError at stage 1; stage 2 takes it for its name and no more"
+        outcome = AT_STEP if view.stage == 1 else CHANGES
+        yield Hit(path=path, says="gradients in int8", mend='"fp32"', outcome=outcome, does=does)
 
 
 def _stage_0_sums_in_another_width(view: View) -> Iterator[Hit]:
@@ -102,19 +107,28 @@ def _master_without_zero(view: View) -> Iterator[Hit]:
             yield Hit(path=tuple(name.split(".")), says="at stage 0", mend="stage 1, 2 or 3, with optimizer offload")
 
 
+def _cpu_adam(view: View) -> bool:
+    """Is the optimizer DeepSpeedCPUAdam, as far as the file says?"""
+    if view.optimizer_is_the_files:
+        return view.optimizer in ("adam", "adamw") and not view.optimizer_params().get("torch_adam")
+    return (view.context.optimizer or "deepspeedcpuadam").lower() == "deepspeedcpuadam"
+
+
 def _master_without_offload(view: View) -> Iterator[Hit]:
     """bf16 master weights may stay on the device where their optimizer states are bf16 too."""
     on = _master_weights(view)
+    offloaded = view.offload("optimizer") != "none"
     for name in on:
         block, _, key = name.partition(".")
-        needs_offload = key != "bf16_optimizer_states" and f"{block}.bf16_optimizer_states" not in on
-        if view.stage > 0 and needs_offload and view.offload("optimizer") == "none":
-            beside = ', or "bf16_optimizer_states": true beside it' if key.startswith("bf16") else ""
-            yield Hit(
-                path=(block, key),
-                says="without optimizer offload",
-                mend=f'"offload_optimizer": {{"device": "cpu"}} with Adam or AdamW{beside}',
-            )
+        on_device = key == "bf16_optimizer_states" or f"{block}.bf16_optimizer_states" in on
+        if view.stage == 0 or (on_device and not offloaded) or (offloaded and _cpu_adam(view)):
+            continue
+        beside = ', or "bf16_optimizer_states": true beside it' if key.startswith("bf16") and not offloaded else ""
+        yield Hit(
+            path=(block, key),
+            says="with another optimizer than DeepSpeedCPUAdam" if offloaded else "without optimizer offload",
+            mend=f'"offload_optimizer": {{"device": "cpu"}} with Adam or AdamW, not torch_adam{beside}',
+        )
 
 
 def _bf16_states_without_master(view: View) -> Iterator[Hit]:
@@ -150,6 +164,17 @@ def _communication_type(view: View) -> Iterator[Hit]:
                 mend=f'"{meant}"' if fits else '"fp16", "bf16" or "fp32"',
                 edits=(Edit(what="value", path=(name,), value=meant),) if fits else (),
             )
+
+
+def _too_large_a_scale(view: View) -> Iterator[Hit]:
+    power = view.get("fp16.initial_scale_power")
+    if view.get("fp16.enabled") and view.get("fp16.loss_scale") == 0 and view.stage > 0 and power > 62:
+        yield Hit(path=("fp16", "initial_scale_power"), says=f"a first loss scale of 2 to the {power}", mend="16")
+
+
+def _cast_inputs_only(view: View) -> Iterator[Hit]:
+    if view.get("fp16.auto_cast") and not view.get("fp16.enabled"):
+        yield Hit(path=("fp16", "auto_cast"), says=f"true where the model is {view.precision}", mend='"enabled": true')
 
 
 def _narrow_reduction(view: View) -> Iterator[Hit]:
@@ -256,7 +281,7 @@ RULES = (
         mend="stage 1, 2 or 3",
     ),
     Rule(
-        id="SO008", title="16-bit master weights without optimizer offload", outcome=AT_START,
+        id="SO008", title="16-bit master weights without an offloaded DeepSpeedCPUAdam", outcome=AT_START,
         does="AssertionError: Master weights feature requires Offload with DeepSpeedCPUAdam",
         find=_master_without_offload, source="runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py",
         mend='"offload_optimizer": {"device": "cpu"} with Adam or AdamW; of bf16, or bf16_optimizer_states beside it',
@@ -295,5 +320,15 @@ RULES = (
         id="SO041", title="torch_autocast without dtype", outcome=CHANGES, severity=WARNING, since="0.17.2",
         does="PyTorch takes its own default for the device: fp16 on CUDA, and without a loss scale",
         find=_autocast_without_dtype, source="runtime/torch_autocast.py", mend='"dtype": "bfloat16"',
+    ),
+    Rule(
+        id="SO042", title="fp16.auto_cast without fp16", outcome=AT_STEP,
+        does="RuntimeError: the inputs are cast to fp16, and the weights are not", find=_cast_inputs_only,
+        source="runtime/engine.py:DeepSpeedEngine.forward", mend='"enabled": true, or "auto_cast": false',
+    ),
+    Rule(
+        id="SO043", title="a first loss scale beyond 64 bits, with ZeRO", outcome=AT_STEP,
+        does="OverflowError: int too big to convert", find=_too_large_a_scale,
+        source="runtime/base_optimizer.py:backward", mend="16",
     ),
 )  # fmt: skip

@@ -291,6 +291,14 @@ def _zenflow_offload(view: View) -> Iterator[Hit]:
         yield Hit(path=_zero("zenflow", "offload"), says="true without overlap_comm", mend='"overlap_comm": true')
 
 
+def _zenflow_without_cpu(view: View) -> Iterator[Hit]:
+    _select(view)
+    if view.stage in (1, 2) and view.offload("optimizer") == "none":
+        yield Hit(
+            path=_zero("zenflow"), says="without optimizer offload", mend='"offload_optimizer": {"device": "cpu"}'
+        )
+
+
 def _zenflow_without_zero(view: View) -> Iterator[Hit]:
     _select(view)
     if view.stage == 0:
@@ -480,5 +488,10 @@ RULES = (
         id="SZ034", title="zero_hpz_partition_size does not divide the ranks", outcome=AT_START,
         does="AssertionError when the groups are made", find=_hpz_does_not_divide, source="utils/groups.py",
         mend="the accelerators of a node",
+    ),
+    Rule(
+        id="SZ035", title="zenflow without optimizer offload, at stage 1 or 2", outcome=AT_START, since="0.17.5",
+        does="ValueError: Zenflow must be used with cpu offload", find=_zenflow_without_cpu,
+        source="runtime/zenflow/zenflow_stage_1_and_2.py", mend='"offload_optimizer": {"device": "cpu"}',
     ),
 )  # fmt: skip
