@@ -1,6 +1,6 @@
 """Applies the rule table to one file in one context."""
 
-from scaling.ds_config.check.reader import Document, read
+from scaling.ds_config.check.reader import Document, SyntaxProblem, read
 from scaling.ds_config.check.rule import Context, Finding, Hit, Rule
 from scaling.ds_config.check.rules import RULES
 from scaling.ds_config.check.view import Undetermined, View
@@ -16,8 +16,6 @@ def check(text: str, context: Context) -> list[Finding]:
 
 def read_object(text: str) -> Document:
     """Raises reader.SyntaxProblem."""
-    from scaling.ds_config.check.reader import SyntaxProblem
-
     document = read(text)
     if not isinstance(document.root.value, dict):
         raise SyntaxProblem(document.root.start, "a ds_config is a JSON object", "{...}")

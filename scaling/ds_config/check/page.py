@@ -3,6 +3,7 @@
 `python -m scaling.ds_config.check.page docs/rules.md` writes the page; a test compares what stands there.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -83,8 +84,6 @@ def _key_row(key: Key) -> str:
 
 
 def _shown(value: object) -> str:
-    import json
-
     return json.dumps(value)
 
 

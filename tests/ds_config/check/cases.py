@@ -1,8 +1,25 @@
 """One case or more for every rule: a wrong configuration, what DeepSpeed does with it, and the right one beside it."""
 
 import json
+import os
+import tempfile
 from types import SimpleNamespace
 from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.compile.config import CompileConfig
+from deepspeed.compile.init_z3 import init_z3
+from deepspeed.module_inject.auto_ep_config import parse_autoep_config, validate_autoep_config
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.pipe import PipelineModule
+from deepspeed.runtime.activation_checkpointing import checkpointing
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+from deepspeed.utils import groups
+from torch.distributed.nn.functional import all_reduce
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.ds_config.check import reality
 from tests.ds_config.check.reality import Case
@@ -73,15 +90,12 @@ def adam_has_counted_a_step(engine: Any) -> bool:
 
 
 def is_adamw(engine: Any) -> bool:
-    import torch
 
     return type(engine.basic_optimizer) is torch.optim.AdamW
 
 
 def moved(engine: Any) -> float:
     """Length of one SGD step at rate 1, of a loss whose gradient is far above 1."""
-    import torch
-
     before = [p.detach().clone() for p in engine.module.parameters()]
     reality.step(engine, scale=1000.0)
     return float(
@@ -97,9 +111,6 @@ def overflows_in_the_reduction(engine: Any) -> bool:
 
 def norm_of_a_shared_loss(config: Any) -> float:
     """Gradient norm where each rank holds a part of the samples and all of the loss, over the right one."""
-    import torch
-    from torch.distributed.nn.functional import all_reduce
-
     torch.manual_seed(0)
     parts = [torch.randn(2, 8) for _ in range(2)]
     alone = reality.model()
@@ -123,8 +134,6 @@ SGD1 = {"type": "SGD", "params": {"lr": 1.0}}
 
 
 def on_a_device_without_bf16(config: Any) -> Any:
-    from deepspeed.accelerator import get_accelerator
-
     accelerator = get_accelerator()
     accelerator.is_bf16_supported = lambda: False
     try:
@@ -134,15 +143,11 @@ def on_a_device_without_bf16(config: Any) -> Any:
 
 
 def saved(config: Any) -> Any:
-    import tempfile
-
     engine, folder = reality.engine_of(config), tempfile.mkdtemp()
     return engine.save_checkpoint(folder) and not engine.optimizer.elastic_checkpoint
 
 
 def saved_and_loaded(config: Any) -> Any:
-    import tempfile
-
     folder = tempfile.mkdtemp()
     engine = reality.engine_of(config)
     engine.save_checkpoint(folder)
@@ -150,24 +155,16 @@ def saved_and_loaded(config: Any) -> Any:
 
 
 def saved_as_16_bit(config: Any) -> Any:
-    import os
-    import tempfile
-
     folder = tempfile.mkdtemp()
     return reality.engine_of(config).save_16bit_model(folder), os.listdir(folder)
 
 
 def in_a_pipeline(config: Any) -> Any:
-    import torch
-    from deepspeed.pipe import PipelineModule
-
     module = PipelineModule([torch.nn.Linear(8, 8)], num_stages=1, loss_fn=torch.nn.MSELoss())
     return reality.engine_of(config, module=module)
 
 
 def configured_checkpointing(config: Any) -> Any:
-    from deepspeed.runtime.activation_checkpointing import checkpointing
-
     try:
         return checkpointing.configure(None, deepspeed_config=config)
     finally:
@@ -176,8 +173,6 @@ def configured_checkpointing(config: Any) -> Any:
 
 def steps_without_checkpointing(engine: Any) -> bool:
     """A step calls none of deepspeed.checkpointing."""
-    from deepspeed.runtime.activation_checkpointing import checkpointing
-
     apply, checkpointing.CheckpointFunction.apply = checkpointing.CheckpointFunction.apply, None
     try:
         reality.step(engine)
@@ -188,20 +183,12 @@ def steps_without_checkpointing(engine: Any) -> bool:
 
 def compiled_at_3(config: Any) -> Any:
     """The real check, which comes before anything of the engine is used but this one question."""
-    from deepspeed.compile.config import CompileConfig
-    from deepspeed.compile.init_z3 import init_z3
-
     device = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     engine = SimpleNamespace(zero_use_cpu_optimizer=lambda: device != "none")
     return init_z3(engine, "eager", CompileConfig(**config["compile"]), {})
 
 
 def experts_at_3(config: Any) -> Any:
-    import torch
-    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-    from deepspeed.runtime.config import DeepSpeedConfig
-    from deepspeed.runtime.engine import DeepSpeedEngine
-
     parsed = DeepSpeedConfig(config)
     layer = AutoEPMoELayer.__new__(AutoEPMoELayer)
     torch.nn.Module.__init__(layer)
@@ -213,15 +200,10 @@ def experts_at_3(config: Any) -> Any:
 
 
 def experts_on_4_ranks(config: Any) -> Any:
-    from deepspeed.module_inject.auto_ep_config import parse_autoep_config, validate_autoep_config
-
     return validate_autoep_config(parse_autoep_config(config["expert_parallel"]), 4, 1, 1, 1)
 
 
 def ulysses(config: Any) -> Any:
-    import torch
-    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
-
     return UlyssesSPAttentionHF(
         attn=None, batch_size=1, attn_head_count=3, attn_head_size=8, kv_head_count=3, num_hidden_layers=1,
         process_group=torch.distributed.group.WORLD, seq_length_is_variable=True,
@@ -229,8 +211,6 @@ def ulysses(config: Any) -> Any:
 
 
 def llama(config: Any, *, kv_heads: int = 2) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     shape = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=kv_heads,
@@ -251,8 +231,6 @@ def llama_query_rows(config: Any) -> Any:
 
 def sequence_batch(config: Any) -> Any:
     """(train_batch_size accepted, sequence-parallel ranks) of an engine on these ranks."""
-    from deepspeed.utils import groups
-
     engine = reality.engine_of(config)
     return engine.train_batch_size(), engine.dp_world_size, groups._get_sequence_parallel_world_size()
 

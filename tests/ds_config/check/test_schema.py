@@ -3,6 +3,7 @@
 from pathlib import PurePath
 from typing import Any
 
+import deepspeed
 import pytest
 from deepspeed.comm.config import CommsLoggerConfig
 from deepspeed.compile.config import CompileConfig
@@ -57,8 +58,6 @@ MODELS: dict[tuple[str, ...], Any] = {
 
 
 def test_the_release_is_the_installed_one():
-    import deepspeed
-
     assert deepspeed.__version__.split("+")[0] == LATEST
 
 

@@ -1,6 +1,8 @@
 """Which "auto"s are filled in before DeepSpeed sees the file: transformers' and accelerate's own code, run."""
 
 import copy
+import inspect
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -57,9 +59,6 @@ def through_transformers(config):
 # What accelerate's prepare() has values for, beside what the plugin itself fills in when it is made: read off
 # accelerator.py:_prepare_deepspeed, whose keyword arguments are spelt there as strings.
 def accelerates_own_keys():
-    import inspect
-    import re
-
     source = inspect.getsource(Accelerator._prepare_deepspeed)
     literal = set(re.findall(r'"([a-z_0-9]+(?:\.[a-z_0-9]+)*)"', source))
     plugin = inspect.getsource(DeepSpeedPlugin)

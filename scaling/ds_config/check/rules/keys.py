@@ -17,8 +17,10 @@ from scaling.ds_config.check.outcome import (
 )  # fmt: skip
 from scaling.ds_config.check.reader import Quirk, spelt
 from scaling.ds_config.check.rule import Edit, Hit, Rule
-from scaling.ds_config.check.schema import REMOVED, Key, children, named
+from scaling.ds_config.check.schema import REMOVED, UNSET, Key, children, named
+from scaling.ds_config.check.trainers import RESOLVED
 from scaling.ds_config.check.values import Refused, read_as
+from scaling.ds_config.check.version import version
 from scaling.ds_config.check.view import Spot, View
 
 # Keys that other readers of the same file take, so that they are no mistake of the user's.
@@ -151,8 +153,6 @@ def _reader(spot: Spot) -> str:
 def _trainer_hint(view: View, spot: Spot) -> str:
     trainer = "hf" if view.context.trainer == "none" else view.context.trainer
     path = ".".join(map(str, spot.path))
-    from scaling.ds_config.check.trainers import RESOLVED
-
     by = next((name for name in (trainer, "accelerate", "hf") if path in RESOLVED[name]), "")
     return f"a value; or check with --trainer {by}, if that fills it in" if by else "a value"
 
@@ -164,8 +164,6 @@ def _auto_in_model(view: View) -> Iterator[Hit]:
 
 
 def _default(view: View, key: Key) -> str:
-    from scaling.ds_config.check.schema import UNSET
-
     default = key.default_at(view.release)
     return "none" if default is UNSET else shown(default)
 
@@ -308,8 +306,6 @@ def _not_a_block(view: View) -> Iterator[Hit]:
 
 def _removed(view: View, depth: int) -> Iterator[Hit]:
     for path, row in REMOVED.items():
-        from scaling.ds_config.check.version import version
-
         if len(path) != depth or view.release < version(row.release) or not view.says(".".join(path)):
             continue
         value = view.raw(".".join(path))

@@ -16,12 +16,13 @@ def _both(view: View) -> Iterator[Hit]:
 
 def _old_name_too(view: View) -> Iterator[Hit]:
     if view.root.get("bf16") is not None and view.says("bfloat16"):
-        same = view.root["bf16"] == view.root["bfloat16"]
+        new, old = view.root["bf16"], view.root["bfloat16"]
         yield Hit(
             path=("bfloat16",),
             says='"bfloat16" beside "bf16", of which it is the old name',
             mend='"bf16" alone',
-            edits=(Edit(what="remove", path=("bfloat16",)),) if same else (),
+            edits=(Edit(what="remove", path=("bfloat16",)),) if new == old else (),
+            severity=WARNING if new == old else None,
         )
 
 
@@ -294,13 +295,13 @@ RULES = (
         mend='"bf16_master_weights_and_grads": true beside it',
     ),
     Rule(
-        id="SO026", title="bf16 and its old name bfloat16 side by side", outcome=IGNORES, severity=WARNING,
+        id="SO026", title="bf16 and its old name bfloat16 side by side", outcome=IGNORES,
         does="DeepSpeed reads bfloat16 only where bf16 is absent", find=_old_name_too,
         source=f"{_PRECISION}:get_bfloat16_config",
         mend='"bf16" alone',
     ),
     Rule(
-        id="SO027", title='settings of fp16 or bf16 without "enabled"', outcome=IGNORES, severity=WARNING,
+        id="SO027", title='settings of fp16 or bf16 without "enabled"', outcome=IGNORES,
         does="enabled is false by default: the run is in the other width, or in fp32",
         find=_settings_of_what_is_off, source=_PRECISION,
         mend='"enabled": true, or remove the block',

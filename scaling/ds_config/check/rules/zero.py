@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, LATER, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
+from scaling.ds_config.check.rules.keys import shown
 from scaling.ds_config.check.schema import KEYS
 from scaling.ds_config.check.view import Undetermined, View
 
@@ -322,8 +323,6 @@ def _allreduce_op(view: View) -> Iterator[Hit]:
     if not view.says("gradient_allreduce_op") or view.is_auto("gradient_allreduce_op"):
         return
     if not isinstance(value, str) or value.lower() not in ("mean", "sum"):
-        from scaling.ds_config.check.rules.keys import shown
-
         yield Hit(path=("gradient_allreduce_op",), says=f"{shown(value)} is neither mean nor sum", mend='"mean"')
 
 
