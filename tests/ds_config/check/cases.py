@@ -90,7 +90,6 @@ def adam_has_counted_a_step(engine: Any) -> bool:
 
 
 def is_adamw(engine: Any) -> bool:
-
     return type(engine.basic_optimizer) is torch.optim.AdamW
 
 
@@ -143,20 +142,21 @@ def on_a_device_without_bf16(config: Any) -> Any:
 
 
 def saved(config: Any) -> Any:
-    engine, folder = reality.engine_of(config), tempfile.mkdtemp()
-    return engine.save_checkpoint(folder) and not engine.optimizer.elastic_checkpoint
+    engine = reality.engine_of(config)
+    with tempfile.TemporaryDirectory() as folder:
+        return engine.save_checkpoint(folder) and not engine.optimizer.elastic_checkpoint
 
 
 def saved_and_loaded(config: Any) -> Any:
-    folder = tempfile.mkdtemp()
     engine = reality.engine_of(config)
-    engine.save_checkpoint(folder)
-    return engine.load_checkpoint(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        engine.save_checkpoint(folder)
+        return engine.load_checkpoint(folder)
 
 
 def saved_as_16_bit(config: Any) -> Any:
-    folder = tempfile.mkdtemp()
-    return reality.engine_of(config).save_16bit_model(folder), os.listdir(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        return reality.engine_of(config).save_16bit_model(folder), os.listdir(folder)
 
 
 def in_a_pipeline(config: Any) -> Any:

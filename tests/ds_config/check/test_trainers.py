@@ -111,8 +111,8 @@ def test_accelerate_refuses_an_auto_that_it_does_not_know(path):
     for each in blocks:
         block = block.setdefault(each, {})
     block[name] = "auto"
-    if blocks[0] == "optimizer":
-        config["optimizer"]["type"] = "AdamW"
+    config |= {"optimizer": {"type": "AdamW", **config.get("optimizer", {})}}
+    config |= {"fp16": {"enabled": False, **config.get("fp16", {})}}
     found = check(text(config), Context(trainer="accelerate"))
     assert [".".join(map(str, each.path)) for each in found if each.severity == Severity.ERROR] == [path]
 
