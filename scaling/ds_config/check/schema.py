@@ -115,7 +115,7 @@ _BATCH_AND_LOOP = (
        wrong=CHANGES),
     _k("use_data_before_expert_parallelism", BOOLEAN, False, "order of ranks in expert-parallel groups"),
     _k("dataloader_drop_last", BOOLEAN, False, "leave out a last batch that is not full"),
-    _k("steps_per_print", or_null(POSITIVE), None, "a progress line every so many steps", changed=(("0.15.2", 10),),
+    _k("steps_per_print", or_null(NUMBER), None, "a progress line every so many steps", changed=(("0.15.2", 10),),
        wrong=AT_STEP),
     _k("wall_clock_breakdown", BOOLEAN, False, "time forward, backward and step", wrong=AT_START),
     _k("memory_breakdown", BOOLEAN, False, "print memory after each phase"),

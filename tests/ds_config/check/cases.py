@@ -361,6 +361,13 @@ CASES = [
         shows=lambda engine: engine.dp_world_size == 1,
         mended=trained(),
     ),
+    Case(
+        rule="SC050",
+        config=trained(steps_per_print=0),
+        how="step",
+        raises="ZeroDivisionError",
+        mended=trained(steps_per_print=None),
+    ),
     # Keys and values.
     Case(rule="SC006", config=plain(zero_optimisation={"stage": 2}), shows=stage_is(0), mended=zero(2)),
     Case(
@@ -377,6 +384,13 @@ CASES = [
         mended=plain(activation_checkpointing={"partition_activations": True}),
     ),
     Case(rule="SC009", config=plain(zero_optimization={"stage": "auto"}), shows=stage_is(0), mended=zero(1)),
+    Case(
+        rule="SC008",
+        id="renamed",
+        config=plain(aio={"thread_count": 4}),
+        shows=lambda parsed: parsed.aio_config["intra_op_parallelism"] == 1,
+        mended=plain(aio={"intra_op_parallelism": 4}),
+    ),
     Case(
         rule="SC009",
         id="bf16",

@@ -44,6 +44,7 @@ def fixed(text, **context):
             '{"zero_optimization": {"stage": 1, "allgather_bucket_size": 1002}}',
         ),
         ('{"tensor_parallel": {"autotp_size": 1, "dtype": "bf16"}}', '{"tensor_parallel": {"autotp_size": 1}}'),
+        ('{"aio": {"thread_count": 4}}', '{"aio": {"intra_op_parallelism": 4}}'),
         ('{"optimizer": {"type": "sgd"}}', '{"optimizer": {"type": "SGD"}}'),
         ('{"data_types": {"grad_accum_dtype": "FP32"}}', '{"data_types": {"grad_accum_dtype": "fp32"}}'),
     ],

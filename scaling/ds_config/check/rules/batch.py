@@ -120,6 +120,7 @@ def _sequence_parallel(view: View) -> Iterator[Hit]:
         size = view.context.world_size // shared if view.context.world_size else "ranks / " + str(shared)
         yield Hit(
             path=(name,),
+            severity=None if view.context.trainer == "none" else WARNING,  # accelerate may pass an mpu
             says=f"{shared} without data_parallel_size",
             mend=f'"data_parallel_size": {size} beside it, or register Ulysses in the script (mpu)',
         )
@@ -140,6 +141,11 @@ def _clipping_negative(view: View) -> Iterator[Hit]:
     value = view.raw("gradient_clipping")
     if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
         yield Hit(path=("gradient_clipping",), says=f"{shown(value)} is below 0", mend="0 not to clip, or a norm")
+
+
+def _print_every_0(view: View) -> Iterator[Hit]:
+    if view.says("steps_per_print") and view.get("steps_per_print") == 0:
+        yield Hit(path=("steps_per_print",), says="every 0 steps", mend="null for never, or a large number")
 
 
 def _clipping_switch(view: View) -> Iterator[Hit]:
@@ -261,5 +267,10 @@ RULES = (
         does="DeepSpeed reads the two together or not at all", find=_data_parallel_alone,
         source="__init__.py:initialize",
         mend="remove it",
+    ),
+    Rule(
+        id="SC050", title="steps_per_print is 0", outcome=AT_STEP,
+        does="ZeroDivisionError: the step is taken modulo it", find=_print_every_0,
+        source="runtime/engine.py:DeepSpeedEngine._take_model_step", mend="null for never, or a large number",
     ),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
@@ -51,7 +52,7 @@ def _likely(name: str, known: list[str]) -> list[str]:
     """Keys that begin as `name` does, else those that are spelt nearly the same."""
     word = name.lower()[:80]
     begun = [key for key in known if len(word) >= 4 and (key.startswith(word) or word.startswith(key))]
-    return begun or get_close_matches(word, known, n=3, cutoff=0.66)
+    return begun or get_close_matches(word, known, n=3, cutoff=0.7)
 
 
 def _unknown_hit(view: View, spot: Spot) -> Hit:
@@ -70,8 +71,12 @@ def _unknown_hit(view: View, spot: Spot) -> Hit:
     if close:
         words = " or ".join(f'"{key}"' for key in close)
         return Hit(path=spot.path, says=says, mend=f"did you mean {words}?", edits=_rename(view, spot, close))
-    elsewhere = [key for key in named(name) if key.path[:-1] != block and key.exists_at(view.release)]
+    elsewhere = [key for key in named(name) if key.path[0] in _HOMES and key.path[:-1] != block]
     homes = [f'in "{".".join(key.path[:-1])}"' if len(key.path) > 1 else "at the top level" for key in elsewhere]
+    if (*block, name) in _RENAMED:
+        meant = _RENAMED[(*block, name)]
+        edits = (Edit(what="key", path=spot.path, value=meant),) if not view.says(".".join((*block, meant))) else ()
+        return Hit(path=spot.path, says=says, mend=f'"{meant}", its name since', edits=edits, severity=WARNING)
     if block in (("optimizer",), ("scheduler",)):
         return Hit(path=spot.path, says=says, mend=f'"params": {{"{name}": ...}} inside it')
     if homes:
@@ -101,6 +106,13 @@ _MEANT = {
     }.items()
     for word in words
 }  # fmt: skip
+
+
+# Blocks whose keys people put elsewhere; "seed" or "type" at the top level is somebody else's.
+_HOMES = {"zero_optimization", "fp16", "bf16", "optimizer", "scheduler", "data_types", "activation_checkpointing"}
+
+# Keys that DeepSpeed read under another name before 0.16.4.
+_RENAMED: dict[tuple[str, ...], str] = {("aio", "thread_count"): "intra_op_parallelism"}
 
 
 def _rename(view: View, spot: Spot, close: list[str]) -> tuple[Edit, ...]:
@@ -143,7 +155,7 @@ def _unknown_in_get(view: View) -> Iterator[Hit]:
     for spot in _unknown(view, "get"):
         hit = _unknown_hit(view, spot)
         remark = _is_remark(str(spot.path[-1]))
-        yield Hit(path=hit.path, says=hit.says, mend=hit.mend, edits=hit.edits, severity=NOTE if remark else None)
+        yield replace(hit, severity=NOTE) if remark else hit
 
 
 def _reader(spot: Spot) -> str:
