@@ -4,6 +4,7 @@ The models read laxly: "true", 1 and 1.0 are all true, "2" is a 2, and 5e8 a who
 rules without pydantic's models at hand; a test holds it to them with any JSON value at every key.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Kind:
     def described(self) -> str:
         """In words, for "... is not {described}"."""
         bounds = [
-            f"{words} {_shown(bound)}"
+            f"{words} {_bound(bound)}"
             for words, bound in (
                 ("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below),
             )
@@ -83,7 +84,13 @@ class Kind:
         return self.least <= value <= self.most and self.above < value < self.below
 
 
-def _shown(bound: float) -> str:
+def shown(value: Any) -> str:
+    """A value as JSON, cut short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _bound(bound: float) -> str:
     return f"{bound:g}" if abs(bound) < 1e5 else f"{int(bound):,}"
 
 

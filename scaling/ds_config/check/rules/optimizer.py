@@ -8,7 +8,7 @@ from typing import Any
 from scaling.ds_config.check.outcome import AT_START, AT_STEP, CHANGES, IGNORES, NOTE, WARNING
 from scaling.ds_config.check.reader import Path
 from scaling.ds_config.check.rule import Edit, Hit, Rule
-from scaling.ds_config.check.rules.keys import shown
+from scaling.ds_config.check.values import shown
 from scaling.ds_config.check.version import version
 from scaling.ds_config.check.view import ONE_BIT, OWN_OPTIMIZERS, View
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
-from scaling.ds_config.check.rules.keys import shown
+from scaling.ds_config.check.values import shown
 from scaling.ds_config.check.view import Undetermined, View
 
 _WARMUP = ("warmup_num_steps", "warmup_type", "last_batch_iteration")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, LATER, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
-from scaling.ds_config.check.rules.keys import shown
 from scaling.ds_config.check.schema import KEYS
+from scaling.ds_config.check.values import shown
 from scaling.ds_config.check.view import Undetermined, View
 
 ZERO = "zero_optimization"
