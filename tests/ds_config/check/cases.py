@@ -378,6 +378,14 @@ CASES = [
         mended=zero(2),
     ),
     Case(
+        rule="SC007",
+        id="by two names",
+        config=zero(3, max_live_parameters=1000, stage3_max_live_parameters=1000),
+        raises="ValidationError",
+        says="Extra inputs",
+        mended=zero(3, stage3_max_live_parameters=1000),
+    ),
+    Case(
         rule="SC008",
         config=plain(activation_checkpointing={"partition_activation": True}),
         shows=lambda parsed: parsed.activation_checkpointing_config.partition_activations is False,

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from scaling.ds_config.check import Context, Severity, check
+from scaling.ds_config.check import Context, Outcome, Severity, check
 from scaling.ds_config.check.schema import KEYS
 from scaling.ds_config.check.trainers import RESOLVED
 from tests.ds_config.check.reality import text
@@ -150,6 +151,15 @@ def test_an_auto_file_is_right_for_the_trainer_and_wrong_for_deepspeed_alone():
     assert errors["hf"] == set()
     assert errors["accelerate"] == {"optimizer.params.betas", "optimizer.params.eps"}
     assert errors["none"] == autos(_HF_FILE)
+
+
+def test_the_trainers_read_with_json_which_takes_a_key_twice_and_nan(tmp_path):
+    source = '{"gradient_clipping": NaN, "train_batch_size": 1, "train_batch_size": 2}'
+    path = tmp_path / "ds_config.json"
+    path.write_text(source)
+    assert HfDeepSpeedConfig(str(path)).config["train_batch_size"] == 2
+    found = {each.rule.id: each.outcome for each in check(source, Context(trainer="hf"))}
+    assert (found["SC012"], found["SC027"]) == (Outcome.CHANGES, Outcome.CHANGES)
 
 
 def test_the_trainers_read_with_json_which_has_no_comments():

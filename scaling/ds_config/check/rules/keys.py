@@ -80,6 +80,12 @@ def _unknown_top(view: View) -> Iterator[Hit]:
 def _unknown_in_model(view: View) -> Iterator[Hit]:
     for spot in _unknown(view, "model"):
         yield _unknown_hit(view, spot)
+    for spot in view.spots:
+        key, name = spot.key, spot.path[-1]
+        twin = (*spot.path[:-1], key.name) if key and key.alias == name else None
+        if key and twin and view.document.node(twin):
+            says = f'"{name}" beside "{key.name}", which is the same key'
+            yield Hit(path=spot.path, says=says, mend=f'"{key.name}" alone')
 
 
 def _unknown_in_get(view: View) -> Iterator[Hit]:
@@ -180,12 +186,12 @@ def _renewed(key: Key, spot: Spot) -> tuple[Edit, ...]:
 
 
 def _deprecated_and_new(view: View) -> Iterator[Hit]:
-    """Only for those whose value DeepSpeed carries over; cpu_offload_use_pin_memory is not."""
+    """Only for those whose value DeepSpeed carries over; cpu_offload_use_pin_memory is not. An "auto" is dropped."""
     for spot in view.spots:
         key = spot.key
         if key and key.instead and "." not in key.instead:
             new = ".".join((*map(str, spot.path[:-1]), key.instead))
-            if view.says(new):
+            if view.says(new) and "auto" not in (spot.value, view.raw(new)):
                 says = f'both "{key.name}" and "{key.instead}", which replaced it'
                 yield Hit(path=spot.path, says=says, mend=f'"{key.instead}" alone')
 

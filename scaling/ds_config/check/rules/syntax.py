@@ -1,8 +1,9 @@
 """What is not JSON in the text, though some readers take it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from scaling.ds_config.check.outcome import ACCEPTS, AT_START, ERROR, WARNING
+from scaling.ds_config.check.outcome import ACCEPTS, AT_START, CHANGES, ERROR, WARNING
 from scaling.ds_config.check.reader import Quirk
 from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.values import shown
@@ -18,14 +19,21 @@ def _quirks(name: str, hit: Callable[[View, Quirk], Hit]) -> Callable[[View], It
     return find
 
 
+def _read_by_json(view: View, hit: Hit, does: str) -> Hit:
+    """transformers and accelerate read with json and hand DeepSpeed a dict."""
+    return hit if view.context.trainer == "none" else replace(hit, outcome=CHANGES, does=does)
+
+
 def _repeated(view: View, quirk: Quirk) -> Hit:
     says = f"{shown(quirk.path[-1])} stands twice in one object"
-    return Hit(path=quirk.path, says=says, mend="one of the two", offset=quirk.start)
+    hit = Hit(path=quirk.path, says=says, mend="one of the two", offset=quirk.start)
+    return _read_by_json(view, hit, "transformers and accelerate read with json, which keeps the last")
 
 
 def _not_a_number(view: View, quirk: Quirk) -> Hit:
     text = view.document.text[quirk.start : quirk.end]
-    return Hit(path=quirk.path, says=f"{text} is no JSON number", mend="a finite number", offset=quirk.start)
+    hit = Hit(path=quirk.path, says=f"{text} is no JSON number", mend="a finite number", offset=quirk.start)
+    return _read_by_json(view, hit, "transformers and accelerate read with json, which takes it for a number")
 
 
 def _beyond_json(view: View) -> Iterator[Hit]:
