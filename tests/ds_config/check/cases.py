@@ -1215,6 +1215,15 @@ CASES = [
         mended=zero(2, zenflow={"offload": True}, overlap_comm=True, **OFFLOADED),
     ),
     Case(
+        rule="SZ032",
+        id="stage 3",
+        config=zero(3, zenflow={"offload": True}, overlap_comm=False),
+        how="engine",
+        raises="AssertionError",
+        says="overlap_comm",
+        mended=zero(3, zenflow={"offload": True}),
+    ),
+    Case(
         rule="SZ033",
         config=zero(0, zenflow={}),
         how="engine",

@@ -288,7 +288,9 @@ def _zenflow_accumulation(view: View) -> Iterator[Hit]:
 
 def _zenflow_offload(view: View) -> Iterator[Hit]:
     _select(view)
-    if view.stage in (1, 2) and view.zero_block("zenflow", "offload") and not view.zero("overlap_comm"):
+    overlap = view.zero("overlap_comm")
+    overlaps = view.stage == 3 if overlap is None else overlap
+    if view.stage > 0 and view.zero_block("zenflow", "offload") and not overlaps:
         yield Hit(path=_zero("zenflow", "offload"), says="true without overlap_comm", mend='"overlap_comm": true')
 
 
