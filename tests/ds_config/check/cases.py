@@ -10,7 +10,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.compile.config import CompileConfig
 from deepspeed.compile.init_z3 import init_z3
-from deepspeed.module_inject.auto_ep_config import parse_autoep_config, validate_autoep_config
+from deepspeed.module_inject.auto_ep_config import validate_autoep_config
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.activation_checkpointing import checkpointing
@@ -200,7 +200,17 @@ def experts_at_3(config: Any) -> Any:
 
 
 def experts_on_4_ranks(config: Any) -> Any:
-    return validate_autoep_config(parse_autoep_config(config["expert_parallel"]), 4, 1, 1, 1)
+    """The engine's own call, with what it takes from the configuration."""
+    parsed = DeepSpeedConfig(config)
+    offload = parsed.zero_config.offload_optimizer
+    return validate_autoep_config(
+        parsed.expert_parallel_config, 4, 1, max(parsed.tensor_parallel_config.autotp_size, 1), 1,
+        zero_stage=parsed.zero_optimization_stage,
+        deepcompile_enabled=parsed.compile_config.deepcompile,
+        tp_preset_model=parsed.tensor_parallel_config.preset_model,
+        use_data_before_expert_parallel=parsed.use_data_before_expert_parallel_,
+        zero_offload_optimizer=offload is not None and offload.device != "none",
+    )  # fmt: skip
 
 
 def ulysses(config: Any) -> Any:
@@ -1408,6 +1418,79 @@ CASES = [
         raises="AssertionError",
         says="zero_quantized_gradients",
         mended=zero(3, top={"expert_parallel": {"enabled": True}}),
+    ),
+    Case(
+        rule="SM004",
+        id="inner",
+        config=plain(expert_parallel={"enabled": True, "expert_tensor_parallel_size": 2}),
+        how=experts_on_4_ranks,
+        raises="ValueError",
+        says="reserved for",
+        mended=plain(**{"expert_parallel": {"enabled": True, "autoep_size": 2}, "tensor_parallel": {"autotp_size": 2}}),
+    ),
+    Case(
+        rule="SM004",
+        id="compile",
+        config=plain(
+            **{
+                "expert_parallel": {"enabled": True, "autoep_size": 2},
+                "tensor_parallel": {"autotp_size": 2},
+                "compile": {"deepcompile": True},
+            }
+        ),
+        how=experts_on_4_ranks,
+        raises="ValueError",
+        says="DeepCompile",
+        mended=plain(**{"expert_parallel": {"enabled": True, "autoep_size": 2}, "tensor_parallel": {"autotp_size": 2}}),
+    ),
+    Case(
+        rule="SM004",
+        id="one expert rank",
+        config=plain(expert_parallel={"enabled": True}, **{"tensor_parallel": {"autotp_size": 2}}),
+        how=experts_on_4_ranks,
+        raises="ValueError",
+        says="autoep_size > 1",
+        mended=plain(**{"expert_parallel": {"enabled": True, "autoep_size": 2}, "tensor_parallel": {"autotp_size": 2}}),
+    ),
+    Case(
+        rule="SM004",
+        id="order",
+        config=plain(
+            use_data_before_expert_parallelism=True,
+            **{"expert_parallel": {"enabled": True, "autoep_size": 2}, "tensor_parallel": {"autotp_size": 2}},
+        ),
+        how=experts_on_4_ranks,
+        raises="ValueError",
+        says="use_data_before_expert_parallel",
+        mended=plain(**{"expert_parallel": {"enabled": True, "autoep_size": 2}, "tensor_parallel": {"autotp_size": 2}}),
+    ),
+    Case(
+        rule="SM004",
+        id="offload",
+        config=zero(
+            1,
+            top={"expert_parallel": {"enabled": True, "autoep_size": 2}, "tensor_parallel": {"autotp_size": 2}},
+            **OFFLOADED,
+        ),
+        how=experts_on_4_ranks,
+        raises="ValueError",
+        says="offload",
+        mended=zero(
+            1, top={"expert_parallel": {"enabled": True, "autoep_size": 2}, "tensor_parallel": {"autotp_size": 2}}
+        ),
+    ),
+    Case(
+        rule="SM004",
+        id="presets",
+        config=plain(
+            expert_parallel={"enabled": True, "preset_model": "mixtral"}, tensor_parallel={"preset_model": "llama"}
+        ),
+        how=experts_on_4_ranks,
+        raises="ValueError",
+        says="must match",
+        mended=plain(
+            expert_parallel={"enabled": True, "preset_model": "mixtral"}, tensor_parallel={"preset_model": "mixtral"}
+        ),
     ),
     Case(
         rule="SM005",

@@ -207,6 +207,34 @@ def _experts_at_3(view: View) -> Iterator[Hit]:
             yield Hit(path=path, says=f"{shown(view.raw('.'.join(path)))} with AutoEP at stage 3", mend="stage 1 or 2")
 
 
+def _folded_experts(view: View) -> Iterator[Hit]:
+    """AutoEP beside AutoTP, and what module_inject/auto_ep_folding.py refuses of it."""
+    if not view.get("expert_parallel.enabled"):
+        return
+    inner = view.get("expert_parallel.expert_tensor_parallel_size")
+    if inner != 1:
+        yield Hit(path=("expert_parallel", "expert_tensor_parallel_size"), says=str(inner), mend="1")
+    ours, theirs = view.get("tensor_parallel.preset_model"), view.get("expert_parallel.preset_model")
+    if ours and theirs and ours != theirs:
+        path = ("expert_parallel", "preset_model")
+        yield Hit(path=path, says=f"{shown(theirs)}, where AutoTP's is {shown(ours)}", mend="the same in both")
+    if view.get("tensor_parallel.autotp_size") <= 1:
+        return
+    for name, wrong in (
+        ("compile.deepcompile", view.get("compile.deepcompile")),
+        ("expert_parallel.autoep_size", view.get("expert_parallel.autoep_size") == 1),
+        ("use_data_before_expert_parallelism", view.get("use_data_before_expert_parallelism")),
+        ("zero_optimization.offload_optimizer", view.offload("optimizer") != "none"),
+        ("zero_optimization.offload_param", view.offload("param") != "none"),
+    ):
+        if wrong:
+            yield Hit(
+                path=tuple(name.split(".")),
+                says="with AutoEP and AutoTP together",
+                mend="one of the two, or without it",
+            )
+
+
 def _experts_do_not_divide(view: View) -> Iterator[Hit]:
     if view.get("expert_parallel.enabled"):
         size, inner = view.get("expert_parallel.autoep_size"), view.get("expert_parallel.expert_tensor_parallel_size")
@@ -313,6 +341,11 @@ RULES = (
         does="AssertionError: AutoEP with ZeRO Stage 3 does not support ...", find=_experts_at_3,
         source="runtime/engine.py:DeepSpeedEngine._validate_zero3_moe_compatibility",
         mend="stage 1 or 2",
+    ),
+    Rule(
+        id="SM004", title="AutoEP and AutoTP with what they do not go with together", outcome=AT_START, since="0.19.2",
+        does="ValueError when AutoEP is set up", find=_folded_experts,
+        source="module_inject/auto_ep_folding.py:validate_folding_global", mend="one of the two, or without it",
     ),
     Rule(
         id="SM005", title="expert-parallel sizes do not divide the ranks", outcome=AT_START, since="0.19.2",
