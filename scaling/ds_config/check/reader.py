@@ -82,20 +82,11 @@ class Document:
 
     def node(self, path: Path) -> Node | None:
         """The value at `path`, of a repeated key the last; None where there is none."""
-        node: Node | None = self.root
-        for name in path:
-            if node is None:
-                return None
-            if isinstance(name, int):
-                node = node.elements[name] if name < len(node.elements) else None
-            else:
-                node = next((member.node for member in reversed(node.members) if member.key == name), None)
-        return node
+        return self._nodes.get(path)
 
     def member(self, path: Path) -> Member | None:
         """The last `key: value` that `path` names."""
-        parent = self.node(path[:-1])
-        return next((m for m in reversed(parent.members) if m.key == path[-1]), None) if parent and path else None
+        return self._members.get(path)
 
     def offset(self, path: Path) -> int:
         """Where `path` begins: the key of an object's member, else the value, else the nearest thing above it."""
@@ -111,6 +102,22 @@ class Document:
     def place(self, offset: int) -> tuple[int, int]:
         """(line, column) of `offset`, both from 1, in characters."""
         return place(self._starts, offset)
+
+    @cached_property
+    def _nodes(self) -> dict[Path, Node]:
+        found: dict[Path, Node] = {}
+        waiting: list[tuple[Path, Node]] = [((), self.root)]
+        while waiting:
+            path, node = waiting.pop()
+            found[path] = node
+            last = {member.key: member.node for member in node.members}
+            waiting += [((*path, key), inner) for key, inner in last.items()]
+            waiting += [((*path, index), inner) for index, inner in enumerate(node.elements)]
+        return found
+
+    @cached_property
+    def _members(self) -> dict[Path, Member]:
+        return {(*path, member.key): member for path, node in self._nodes.items() for member in node.members}
 
     @cached_property
     def _starts(self) -> list[int]:
