@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from scaling.cli import calibrate, export, generate, hardware, memory, plan, report, validate
+from scaling.cli import calibrate, check, export, generate, hardware, memory, plan, report, validate
 from scaling.errors import ScaleError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("generate")(generate.generate)
 app.command("report")(report.report)
 app.command("validate")(validate.validate)
 app.command("calibrate")(calibrate.calibrate)
+app.command("check")(check.check)
 
 
 @app.callback(invoke_without_command=True)
