@@ -2,16 +2,23 @@
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from scaling.shape import Shape
 
 
-def build(shape: Shape, *, dropout: float = 0.0, seed: int = 0) -> PreTrainedModel:
+def build(shape: Shape, *, dropout: float = 0.0, seed: int = 0, initialised: bool = True) -> PreTrainedModel:
     """The model of `shape` in fp32 on the CPU; the same seed gives the same weights on every rank.
 
     Initialisation is transformers': N(0, 0.02), and for GPT-2 the output projections at 0.02 / sqrt(2 L)
-    (Radford et al. 2019, section 2.3).
+    (Radford et al. 2019, section 2.3). A model that is not `initialised` takes no memory until its weights are written:
+    the operating system gives untouched pages none.
     """
+    if not initialised:
+        with no_init_weights():
+            model = build(shape, dropout=dropout)
+        model.tie_weights()  # which the context leaves out, too
+        return model
     common = {"attn_implementation": "sdpa", "use_cache": False}
     # Forking keeps the caller's random state: building a model must not shift anybody's dropout.
     with torch.random.fork_rng(devices=[]):

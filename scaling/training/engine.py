@@ -4,6 +4,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from scaling import models
@@ -13,19 +14,21 @@ from scaling.strategy import Strategy
 
 def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> Any:
     """A DeepSpeedEngine around the recipe's model and loss; `config` comes from ds_config.reconcile."""
-    model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed)
+    # At stage 3 the first rank's weights are broadcast as they are sharded: only there must they be.
+    initialised = strategy.zero_stage < 3 or dist.get_rank() == 0
+    model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed, initialised=initialised)
     if strategy.activation_checkpointing == "full":
         # Non-reentrant: the reentrant form loses gradients of inputs that do not require them.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     groups = parameter_groups(wrapped, recipe.optimizer.weight_decay)
     if strategy.zero_stage == 3:
-        partition(wrapped, recipe, config)
+        partition(wrapped, recipe, config, initialised=initialised)
     engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=groups, config=config)
     return engine
 
 
-def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any]) -> None:
+def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any], *, initialised: bool) -> None:
     """Shards the parameters of a module on the host, one at a time, as ZeRO-3 wants them.
 
     Left to itself deepspeed.initialize moves the whole model to the device first (0.19.8, runtime/engine.py:2094),
@@ -33,7 +36,8 @@ def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any]) -> None
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+        # What was never written is not read either: that would give it memory.
+        parameter.data = parameter.data.to(dtype) if initialised else torch.empty_like(parameter.data, dtype=dtype)
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
 
 
