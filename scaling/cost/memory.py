@@ -221,17 +221,19 @@ _SUB_GROUP, _NVME_SUB_GROUP = 1_000_000_000, 100_000_000
 
 
 def host_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
-    """Host memory of one node: every rank's un-sharded fp32 copy while it builds the model, and what is offloaded.
+    """Host memory of one node: un-sharded fp32 copies while the model is built, and what is offloaded.
 
-    Per parameter of a rank's share (deepspeed 0.19.8, runtime/zero/stage3.py and stage_1_and_2.py): an optimizer on
-    the host has master copy, moments and a gradient in fp32, and beside them stage 3's gradient partition in the
-    width of its sums, or below it a 16-bit staging copy and, where it accumulates, a 16-bit sum. On NVMe only the
-    partition stays, and buffers of a sub group each. Parameters on the host keep their width; on NVMe they pass
-    through buffers of the largest one, and a sub group waits to be written. Build and offload overlap at start-up.
+    Below stage 3 every rank builds the model whole; at stage 3 the first alone, whose values the others are given as it
+    is sharded (training/engine.py). Offloaded, per parameter of a rank's share (deepspeed 0.19.8,
+    runtime/zero/stage3.py and stage_1_and_2.py): an optimizer on the host has master copy, moments and a gradient in
+    fp32, and beside them stage 3's gradient partition in the width of its sums, or below it a 16-bit staging copy and,
+    where it accumulates, a 16-bit sum. On NVMe only the partition stays, and buffers of a sub group each. Parameters on
+    the host keep their width; on NVMe they pass through buffers of the largest one, and a sub group waits to be
+    written. Build and offload overlap at start-up.
     """
-    built = job.shape.num_params * FP32_BYTES
+    built = job.shape.num_params * FP32_BYTES * (1 if strategy.zero_stage == 3 else cluster.gpus_per_node)
     if not strategy.offloads:
-        return cluster.gpus_per_node * built
+        return built
     Z, width = strategy.shards, element_bytes(job.precision)
     share, trained = offload_share(job, strategy), trained_share(job, strategy)
     sub_group = min(share, sub_group_size(strategy))
@@ -250,7 +252,7 @@ def host_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
         "nvme": (NVME_PARAM_BUFFERS * nvme_buffer_size(job.shape, Z) + sub_group) * width,
     }
     offloaded = optimizer[strategy.offload_optimizer] + parameters[strategy.offload_param]
-    return cluster.gpus_per_node * (built + offloaded)
+    return built + cluster.gpus_per_node * offloaded
 
 
 def nvme_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:

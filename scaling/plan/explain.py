@@ -92,10 +92,15 @@ def shortage(strategy: Strategy, memory: MemoryEstimate) -> str:
         return f"{total} at micro batch {strategy.micro_batch_size} > {usable}: {said}"
     if not memory.fits_host:
         need, there = format_bytes(memory.host_bytes_per_node), format_bytes(memory.host_capacity_bytes)
-        why = "since every rank builds the model whole before DeepSpeed shards it"
-        return f"{need} of host memory per node > {there}, {why}"
+        return f"{need} of host memory per node > {there}, {built_whole(strategy)}"
     need, there = format_bytes(memory.nvme_bytes_per_node), format_bytes(memory.nvme_capacity_bytes)
     return f"{need} of NVMe per node > {there}"
+
+
+def built_whole(strategy: Strategy) -> str:
+    """What a host needs memory for, beside offloading."""
+    who = "the first rank" if strategy.zero_stage == 3 else "every rank"
+    return f"since {who} builds the model whole before DeepSpeed shards it"
 
 
 def _slower(other: Candidate, chosen: Candidate | None) -> str:

@@ -6,6 +6,7 @@ from math import ceil
 
 from scaling import hardware
 from scaling.cost import MemoryEstimate
+from scaling.plan.explain import built_whole
 from scaling.plan.question import Question
 from scaling.plan.steering import Steering
 from scaling.strategy import Strategy
@@ -15,7 +16,6 @@ _MOST_NODES = 4096
 _SEQ_LENGTH_STEP = 64
 _UNLIMITED = 2**60  # bytes
 _WORTHWHILE = 0.95  # of the host memory that is needed without NVMe
-_BUILT_WHOLE = "since every rank builds the model whole before DeepSpeed shards it"
 
 _Priced = tuple[Strategy, MemoryEstimate]
 
@@ -77,7 +77,8 @@ def _freed(question: Question) -> Iterator[str]:
 def _host_memory(question: Question, on_device: list[_Priced]) -> str:
     strategy, memory = min(on_device, key=lambda priced: priced[1].host_bytes_per_node)
     need, there = format_bytes(memory.host_bytes_per_node), format_bytes(question.cluster.host_memory_bytes)
-    return f"{need} of host memory per node (--host-gib) instead of {there}, {_BUILT_WHOLE}: {_words(strategy, memory)}"
+    why, words = built_whole(strategy), _words(strategy, memory)
+    return f"{need} of host memory per node (--host-gib) instead of {there}, {why}: {words}"
 
 
 def _shorter(question: Question, strict: bool) -> Iterator[str]:

@@ -438,7 +438,7 @@ def test_as_many_slots_of_each_host_as_the_smallest_has_are_planned_for_and_said
 
 
 def test_a_host_of_two_terabytes_holds_what_one_does_not(scale):
-    asked = ["plan", "--params", "30B", *EIGHT_A100, "--pin", "zero_stage=3,offload_optimizer=cpu", "--json"]
+    asked = ["plan", "--params", "50B", *EIGHT_A100, "--pin", "zero_stage=3,offload_optimizer=cpu", "--json"]
     code, out, _ = scale(*asked)
     assert code == 1
     assert any("--host-gib" in remedy for remedy in json.loads(out)["remedies"])
