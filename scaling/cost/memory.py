@@ -131,9 +131,10 @@ def memory(
         "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, job.precision, profile)),
         "save": (standing, 0, 0, 0),
     }
-    moment, parts = max(moments.items(), key=lambda item: sum(item[1]))
-    gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = parts
-    peak = parameters + optimizer + sum(parts)
+    totals = {name: parameters + optimizer + sum(parts) for name, parts in moments.items()}
+    moment = max(totals, key=totals.__getitem__)
+    gradients_bytes, activations_bytes, logits_bytes, buffers_bytes = moments[moment]
+    peak = totals[moment]
     return MemoryEstimate(
         parameters_bytes=parameters,
         gradients_bytes=gradients_bytes,
@@ -151,7 +152,7 @@ def memory(
         nvme_bytes_per_node=nvme_bytes(job, strategy, cluster),
         nvme_capacity_bytes=cluster.nvme_bytes,
         peak_moment=moment,
-        moments={name: parameters + optimizer + sum(parts) for name, parts in moments.items()},
+        moments=totals,
     )
 
 
