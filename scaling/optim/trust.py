@@ -18,9 +18,9 @@ from scaling.optim import layout
 from scaling.optim.layout import Layout, Vector
 
 # Elements that the sweeps take at once: on a CPU the 2 MB of w, g, m and v that a core's cache holds, on a GPU as many
-# as keep the temporaries to 0.5 GB.
+# as keep the temporaries to 0.2 GB.
 _BATCH = {"cpu": 1 << 17}
-_BATCH_OF_A_GPU = 1 << 27
+_BATCH_OF_A_GPU = 1 << 24
 
 
 class _Sweep(NamedTuple):
