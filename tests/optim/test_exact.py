@@ -110,7 +110,7 @@ def test_an_optimizer_that_takes_a_shard_for_a_tensor_is_not_lamb():
     outcomes, exact = on_engines(2, cases), by_the_paper(cases[0])
     assert difference(outcomes[0].weights, exact) <= 1e-6  # on whole tensors it is
     for stage in (1, 3):
-        assert difference(outcomes[stage].weights, exact) > 3e-3, stage
+        assert difference(outcomes[stage].weights, exact) > 3e-2, stage
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
