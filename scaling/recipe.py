@@ -27,6 +27,7 @@ class _Strict(BaseModel):
 
 
 Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -67,7 +68,16 @@ class Data(_Strict):
     masking_fraction: Fraction = 0.15
 
 
-class Optimizer(_Strict):
+def _in_order(bounds: list[float]) -> list[float]:
+    if bounds[0] > bounds[1]:
+        raise InputError("optimizer.trust_clip", bounds, "has its bounds the wrong way round")
+    return bounds
+
+
+Bounds = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
+
+
+class AdamW(_Strict):
     """AdamW (Loshchilov & Hutter 2019). Biases and norms are never decayed."""
 
     name: Literal["adamw"]
@@ -75,6 +85,27 @@ class Optimizer(_Strict):
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Lamb(_Strict):
+    """LAMB (You et al. 2020), exact under every plan. Biases and norms are never decayed.
+
+    The last four are what implementations disagree about; the defaults are the paper's. `scaling/optim/lamb.py` lists
+    what Google's, NVIDIA's and DeepSpeed's do.
+    """
+
+    name: Literal["lamb"]
+    lr: Annotated[float, Field(gt=0)]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    bias_correction: Literal["moments", "step", "none"] = "moments"
+    trust_clip: Bounds | None = None  # of the trust ratio
+    always_adapt: bool = False  # biases and norms take a trust ratio too, instead of 1
+    normalize_gradients: bool = False  # to a global norm of 1, before the moments
+
+
+Optimizer = Annotated[AdamW | Lamb, Field(discriminator="name")]
 
 
 class Schedule(_Strict):
@@ -114,6 +145,9 @@ class Recipe(_Strict):
             raise InputError("data.seq_length", self.data.seq_length, problem)
         if self.task == "masked-lm" and self.data.masking_fraction == 0:
             raise InputError("data.masking_fraction", 0.0, "leaves nothing to predict", hint="0.15 is BERT's")
+        if self.gradient_clipping and isinstance(self.optimizer, Lamb) and self.optimizer.normalize_gradients:
+            problem = "has no meaning where gradients are normalized"
+            raise InputError("gradient_clipping", self.gradient_clipping, problem, hint="0")
         if steps > self.num_steps:
             raise InputError("schedule.warmup_steps", steps, f"is more than num_steps {self.num_steps}")
         return self
@@ -263,14 +297,19 @@ def _line_number(problem: str) -> int:
 def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
     """One pydantic error as `line 12: optimizer.lr: ...` with what would work."""
     path = entry["loc"]
-    if path[0:1] == ("model",):
-        path = ("model", *path[2:])  # without the branch
+    known = _keys_at(path[:-1])
+    if path[0:1] in (("model",), ("optimizer",)):
+        path = (path[0], *path[2:])  # without the branch
+    if entry["type"].startswith("union_tag"):
+        path = (*path, "name")  # which decides the branch
     name = ".".join(str(part) for part in path)
     line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
     cause = entry.get("ctx", {}).get("error")
     if entry["type"] == "extra_forbidden":
-        text = f"{name}: unknown key; {did_you_mean(str(path[-1]), _keys_at(path[:-1]))}"
-    elif entry["type"] == "missing":
+        text = f"{name}: unknown key; {did_you_mean(str(path[-1]), known)}"
+    elif entry["type"] == "union_tag_invalid":
+        text = f"{name}: {entry['ctx']['tag']!r} is wrong: Input should be one of {entry['ctx']['expected_tags']}"
+    elif entry["type"] in ("missing", "union_tag_not_found"):
         text = f"{name}: required key is missing"
     elif isinstance(cause, InputError):
         text = f"{cause.message}; {cause.hint}" if cause.hint else cause.message
@@ -280,8 +319,10 @@ def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
 
 
 def _keys_at(path: tuple[Any, ...]) -> list[str]:
-    """The keys that a recipe may have under `path`."""
+    """The keys that a recipe may have under `path`, branches included."""
     where: dict[tuple[Any, ...], type[BaseModel]] = {
-        (): Recipe, ("model",): Model, ("data",): Data, ("optimizer",): Optimizer, ("schedule",): Schedule,
+        (): Recipe, ("model",): Model, ("data",): Data, ("optimizer", "adamw"): AdamW,
+        ("optimizer", "lamb"): Lamb, ("schedule",): Schedule,
     }  # fmt: skip
-    return list(where[path].model_fields) if path in where else []
+    model = where.get(path) or where.get(path[:1])
+    return list(model.model_fields) if model else []

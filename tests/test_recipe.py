@@ -110,6 +110,34 @@ def test_what_dump_writes_parse_reads_back_the_same(name, lr, eps, beta, corpus)
     assert parse(dump(varied), "r.yaml") == varied
 
 
+_LAMB = {"name": "lamb", "lr": 2e-3, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01}
+
+
+def test_lamb_is_the_papers_unless_said_and_survives_dump():
+    recipe = changed(parse(_with(), "r.yaml"), {"optimizer": {**_LAMB, "trust_clip": [0.0, 10.0]}})
+    lamb = recipe.optimizer
+    assert (lamb.bias_correction, lamb.always_adapt, lamb.normalize_gradients) == ("moments", False, False)
+    assert lamb.trust_clip == [0.0, 10.0]
+    assert parse(dump(recipe), "r.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([(11, "  name: lamb\n  trust_clpi: [0, 1]")], r"^line 12: optimizer.trust_clpi: .*did you mean 'trust_clip'"),
+        ([(11, "  name: lamb\n  trust_clip: [2.0, 1.0]")], r"^line 12: optimizer.trust_clip: .* the wrong way round"),
+        ([(11, "  name: lamb\n  bias_correction: yes")], r"^line 12: optimizer.bias_correction: True is wrong"),
+        ([(11, "  name: lamb\n  normalize_gradients: true")], r"gradient_clipping: 1.0 has no meaning"),
+        ([(15, "  weight_decay: 0.1\n  always_adapt: true")], r"optimizer.always_adapt: unknown key; known: betas"),
+        ([(11, "")], r"^line 10: optimizer.name: required key is missing"),
+    ],
+)  # fmt: skip
+def test_what_lamb_cannot_be_is_one_problem_at_its_line(changes, said):
+    problems = _problems(_with(*changes))
+    assert len(problems) == 1
+    assert re.search(said, problems[0]), problems[0]
+
+
 def test_a_model_by_its_dimensions_survives_dump_and_a_registered_one_is_named():
     shape = MODELS["gpt-demo"].shape
     assert model_of(shape) == "gpt-demo"
@@ -148,7 +176,7 @@ def test_a_model_by_its_dimensions_survives_dump_and_a_registered_one_is_named()
         (13, "  betas: [0.9]", r"^line 13: optimizer.betas: "),
         (13, "  betas: [0.9, 1.0]", r"^line 13: optimizer.betas.1: 1.0 is wrong"),
         (18, "gradient_clipping: -1.0", r"^line 18: gradient_clipping: -1.0 is wrong"),
-        (11, "  name: lamb", r"^line 11: optimizer.name: 'lamb' is wrong: .*adamw"),
+        (11, "  name: lion", r"^line 11: optimizer.name: 'lion' is wrong: .*'adamw', 'lamb'"),
         (17, "precision: fp8", r"^line 17: precision: 'fp8' is wrong: .*bf16"),
         (1, "name: a/b", r"^line 1: name: 'a/b' is wrong"),
         (1, "name: ..", r"^line 1: name: '\.\.' is wrong"),

@@ -173,8 +173,13 @@ def ideal_terms(
 
 
 def updated_bytes(job: Job, profile: Profile) -> float:
-    """Bytes per parameter that an optimizer reads and writes, 28 with Adam's two moments; Muon's matmuls apart."""
-    return 3 * FP32_BYTES + 2 * moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
+    """Bytes per parameter that an optimizer reads and writes, 28 with Adam's two moments; Muon's matmuls apart.
+
+    A trust ratio needs all of a tensor's update before any of it is applied: master and moments are read once more.
+    """
+    moments = moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
+    again = FP32_BYTES + moments if job.optimizer in ("lamb", "lars") else 0
+    return 3 * FP32_BYTES + 2 * moments + again
 
 
 def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[float, float]:

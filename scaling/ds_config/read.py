@@ -124,7 +124,8 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     if steps != config.get("gradient_accumulation_steps", 1):
         said = config.get("gradient_accumulation_steps", "none")
         notes.append(f"gradient_accumulation_steps: {steps} (the ds_config says {said}): {strategy.batch_equation}")
-    if "optimizer" not in config:
+    ours = write.optimizer_keys(recipe, strategy)
+    if "optimizer" in ours and "optimizer" not in config:
         notes.append("optimizer: the recipe's, since the ds_config has none")
     problems = _contradictions(config, recipe, strategy)
     if strategy.zero_stage == 0 and recipe.precision != "fp32":
@@ -139,7 +140,7 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     ready |= {
         "gradient_accumulation_steps": steps,
         "gradient_clipping": recipe.gradient_clipping,
-        "optimizer": write.optimizer_block(recipe, strategy),
+        **ours,
         **write.precision_blocks(recipe.precision, strategy),
     }
     return ready, notes
@@ -176,6 +177,10 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
         "scheduler": write.scheduler_block(recipe),
         "train_batch_size": recipe.global_batch_size,
     }
+    if "optimizer" in config and expected["optimizer"] is None:
+        name = recipe.optimizer.name
+        problems.append(f"optimizer: the recipe's {name} is scaling.optim's own; a block would be DeepSpeed's")
+        del expected["optimizer"]
     for key, ours in expected.items():
         if key in config:
             problems += _differences(key, config[key], ours)

@@ -29,7 +29,7 @@ def emit(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None) -> di
         "gradient_clipping": recipe.gradient_clipping,
         "zero_optimization": zero_block(recipe, strategy, nvme_path),
         "zero_allow_untested_optimizer": False,
-        "optimizer": optimizer_block(recipe, strategy),
+        **optimizer_keys(recipe, strategy),
     }
     scheduler = scheduler_block(recipe)
     if scheduler:
@@ -131,8 +131,24 @@ def aio_block() -> dict[str, Any]:
     }
 
 
-def optimizer_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
-    """AdamW: torch's fused kernel, which needs no compiler; DeepSpeed's CPU kernel where the optimizer is offloaded."""
+def optimizer_keys(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
+    """What DeepSpeed is told of the optimizer: which one to make, or that it shall take the one it is given.
+
+    LAMB is handed to it (scaling/optim): DeepSpeed's own is not LAMB under ZeRO, so there is no block for it.
+    """
+    block = optimizer_block(recipe, strategy)
+    if block is not None:
+        return {"optimizer": block}
+    return {"zero_force_ds_cpu_optimizer": False} if strategy.offload_optimizer != "none" else {}
+
+
+def optimizer_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any] | None:
+    """AdamW: torch's fused kernel, which needs no compiler; DeepSpeed's CPU kernel where the optimizer is offloaded.
+
+    None for an optimizer that is ours.
+    """
+    if recipe.optimizer.name != "adamw":
+        return None
     params: dict[str, Any] = {
         "lr": recipe.optimizer.lr,
         "betas": list(recipe.optimizer.betas),

@@ -6,7 +6,7 @@ from scaling import recipe as recipes
 from scaling import registry
 from scaling.errors import InputError, ScaleError
 from scaling.hardware import Cluster
-from scaling.recipe import EMBEDDED_CORPUS, Data, Optimizer, Recipe, Schedule, model_of
+from scaling.recipe import EMBEDDED_CORPUS, AdamW, Data, Lamb, Recipe, Schedule, model_of
 from scaling.registry import Entry
 from scaling.units import format_count, parse_count
 
@@ -14,6 +14,9 @@ from scaling.units import format_count, parse_count
 _TOKENS_PER_PARAM = 20
 # GPT-3 warms up over 375M tokens; 1 % of the steps is Pythia's rule and scales with the run.
 _WARMUP_FRACTION = 0.01
+# You et al. 2020 (arXiv 1904.00962), untuned LAMB for BERT-Large: from 512 to 32k sequences the rate goes with the root
+# of the batch up to 5e-3, and the share of the steps that warm it up with the batch itself, up to a fifth.
+_LAMB_LR, _LAMB_WARMUP_FRACTION, _LAMB_BATCH = 5e-3, 1 / 5, 32768
 
 
 def recipe_for(
@@ -61,9 +64,8 @@ def recipe_for(
     else:
         num_tokens = parse_count(tokens, "tokens")
     num_steps = max(1, round(num_tokens / (global_batch_size * seq_length)))
-    assumptions.append(
-        f"optimizer: adamw, lr {entry.lr:g} as published for this size, betas 0.9 and 0.95, weight decay 0.1"
-    )
+    update, warmup_fraction, sentence = _published_optimizer(optimizer, entry, global_batch_size)
+    assumptions.append(sentence)
     fields = dict(
         name=shape.name,
         model=model_of(shape),
@@ -71,8 +73,8 @@ def recipe_for(
         data=Data(corpus=[EMBEDDED_CORPUS], seq_length=seq_length, validation_fraction=0.05),
         global_batch_size=global_batch_size,
         num_steps=num_steps,
-        optimizer=Optimizer(name="adamw", lr=entry.lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
-        schedule=Schedule(name="cosine", warmup_steps=max(1, round(_WARMUP_FRACTION * num_steps)), min_lr_fraction=0.1),
+        optimizer=update,
+        schedule=Schedule(name="cosine", warmup_steps=max(1, round(warmup_fraction * num_steps)), min_lr_fraction=0.1),
         precision=precision,
         gradient_clipping=1.0,
         evaluate_every_steps=500,
@@ -93,6 +95,9 @@ def overridden(
     """`recipe` with what the command line says instead, and a sentence per change."""
     if optimizer is not None:
         require_optimizer(optimizer)
+        if optimizer != recipe.optimizer.name:
+            problem = f"is not the recipe's, {recipe.optimizer.name}, and needs a learning rate of its own"
+            raise InputError("optimizer", optimizer, problem, hint="write it into the recipe")
     changes: dict[str, Any] = {"global_batch_size": global_batch_size, "precision": precision}
     if seq_length is not None:
         changes["data"] = {**recipe.data.model_dump(), "seq_length": seq_length}
@@ -107,8 +112,26 @@ def overridden(
 
 def require_optimizer(name: str) -> None:
     """Refuses an optimizer that this version cannot train with."""
-    if name != "adamw":
-        raise InputError("optimizer", name, "is not available yet", hint="adamw")
+    if name not in ("adamw", "lamb"):
+        raise InputError("optimizer", name, "is not available yet", hint="adamw or lamb")
+
+
+def _published_optimizer(name: str, entry: Entry, batch: int) -> tuple[AdamW | Lamb, float, str]:
+    """(the optimizer, the share of the steps that warm it up, what was assumed) for `batch` sequences."""
+    if name == "adamw":
+        return (
+            AdamW(name="adamw", lr=entry.lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
+            _WARMUP_FRACTION,
+            f"optimizer: adamw, lr {entry.lr:g} as published for this size, betas 0.9 and 0.95, weight decay 0.1",
+        )
+    share = min(1.0, batch / _LAMB_BATCH)
+    lr, warmup = float(f"{_LAMB_LR * share**0.5:.2g}"), max(_WARMUP_FRACTION, _LAMB_WARMUP_FRACTION * share)
+    return (
+        Lamb(name="lamb", lr=lr, betas=[0.9, 0.999], eps=1e-6, weight_decay=0.01),
+        warmup,
+        f"optimizer: lamb, lr {lr:g} and {warmup:.1%} warm-up by the root rule of You et al. 2020 for BERT-Large, "
+        "betas 0.9 and 0.999, weight decay 0.01",
+    )
 
 
 def _published_batch(entry: Entry, seq_length: int, world_size: int) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from scaling import models
+from scaling.optim import Lamb, layout
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 
@@ -24,7 +25,13 @@ def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> A
     groups = parameter_groups(wrapped, recipe.optimizer.weight_decay)
     if strategy.zero_stage == 3:
         partition(wrapped, recipe, config, initialised=initialised)
-    engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=groups, config=config)
+    if recipe.optimizer.name == "adamw":  # DeepSpeed makes it, by the ds_config
+        engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=groups, config=config)
+        return engine
+    layout.allow_under_zero(Lamb)
+    optimizer = Lamb(groups, **recipe.optimizer.model_dump(exclude={"name", "weight_decay"}))
+    engine, *_ = deepspeed.initialize(model=wrapped, optimizer=optimizer, config=config)
+    optimizer.attach(engine)
     return engine
 
 

@@ -57,7 +57,7 @@ _BAD = {
     "recipe's tokens banana": (["--recipe", DEMO, "--tokens", "banana"], "tokens"),
     "precision int8": (["--params", "1.3B", "--precision", "int8"], "precision"),
     "bf16 on V100": (["--params", "125M", "--gpu", "v100-32gb", "--precision", "bf16"], "precision"),
-    "optimizer lamb": (["--params", "1.3B", "--optimizer", "lamb"], "optimizer"),
+    "optimizer lion": (["--params", "1.3B", "--optimizer", "lion"], "optimizer"),
     "top -1": (["--params", "1.3B", "--top", "-1"], "top"),
     "recipe absent": (["--recipe", "nope.yaml"], "recipe"),
     "recipe a folder": (["--recipe", ROOT], "recipe"),

@@ -206,8 +206,11 @@ def test_an_optimizer_with_smaller_states_never_takes_longer(estimate, situation
         optimizer: estimate(**_changed(situation, optimizer=optimizer))[2].optimizer_s
         for optimizer in get_args(Optimizer)
     }
-    assert seconds["adafactor"] < seconds["adamw8bit"] < seconds["sgd"] == seconds["lion"] == seconds["lars"]
-    assert seconds["lion"] < seconds["muon"] < seconds["adamw"] == seconds["lamb"]
+    assert seconds["adafactor"] < seconds["adamw8bit"] < seconds["sgd"] == seconds["lion"]
+    assert seconds["lion"] < seconds["muon"] < seconds["adamw"]
+    # A trust ratio reads master and moments twice: 40 bytes a parameter for LAMB where AdamW moves 28.
+    assert seconds["lion"] < seconds["lars"]
+    assert seconds["adamw"] < seconds["lamb"]
 
 
 @given(_situations())

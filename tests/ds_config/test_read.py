@@ -100,6 +100,27 @@ def test_an_emitted_stage_0_file_in_fp32_reconciles_too(read, planned_recipe, st
     assert read(emit(recipe, strategy), recipe)[1:] == ([], strategy)
 
 
+_LAMB = {"name": "lamb", "lr": 2e-3, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01}
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_lamb_is_handed_to_deepspeed_and_has_no_block(offload, read, planned_recipe, strategy_like):
+    recipe = planned_recipe("gpt-demo", optimizer=_LAMB)
+    strategy = strategy_like(recipe, offload_optimizer=offload)
+    config = emit(recipe, strategy)
+    # Untested optimizers stay forbidden: ours enters ZeRO's list. Offloaded, DeepSpeed would insist on its own.
+    assert config["zero_allow_untested_optimizer"] is False
+    assert config.get("zero_force_ds_cpu_optimizer") == (None if offload == "none" else False)
+    ready, notes, found = read(config, recipe)
+    assert (notes, found) == ([], strategy)
+    assert "optimizer" not in ready
+    # A file by hand need not know about it.
+    ready, _, _ = read(_changed(zero_optimization={"stage": 2, "offload_optimizer": {"device": offload}}), recipe)
+    assert ready.get("zero_force_ds_cpu_optimizer") == (None if offload == "none" else False)
+    with pytest.raises(FileProblems, match=r"optimizer: the recipe's lamb is scaling\.optim's own"):
+        read(_changed(optimizer={"type": "Lamb", "params": {"lr": 2e-3}}), recipe)
+
+
 def test_an_absent_file_is_an_input_error_naming_ds_config(tmp_path):
     with pytest.raises(InputError) as caught:
         load(tmp_path / "nope.json")

@@ -81,7 +81,7 @@ def test_the_published_batch_keeps_its_tokens_at_another_sequence_length(cluster
         ({"params": "1.3B", "tokens": "many"}, "tokens"),
         ({"params": "1.3B", "tokens": "0"}, "tokens"),
         ({"params": "1.3B", "precision": "int8"}, "precision"),
-        ({"params": "1.3B", "optimizer": "lamb"}, "optimizer"),
+        ({"params": "1.3B", "optimizer": "lion"}, "optimizer"),
     ],
 )
 def test_what_cannot_be_is_refused_by_field(cluster_like, asked, field):
@@ -95,6 +95,22 @@ def test_nothing_asked_is_refused_with_the_ways_to_ask(cluster_like):
         recipe_for(cluster_like())
     for flag in ("--params", "--model", "--recipe"):
         assert flag in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("batch", "lr", "warmup"),
+    # You et al. 2020, untuned LAMB for BERT: 5 / (2^3 x 10^3) at 512 sequences, 5 / 2^1.5 at 4k, 5 / 2^0 at 32k;
+    # warm-up over 1/320, 1/40 and 1/5 of the steps. Never less than the share that warms up AdamW, 1 %.
+    [(512, 6.25e-4, 0.01), (4096, 1.77e-3, 1 / 40), (32768, 5e-3, 1 / 5), (65536, 5e-3, 1 / 5)],
+)
+def test_lambs_learning_rate_and_warmup_follow_the_published_root_rule(cluster_like, batch, lr, warmup):
+    recipe, said = recipe_for(
+        cluster_like(), model="bert-large", global_batch_size=batch, tokens="300B", optimizer="lamb"
+    )
+    assert recipe.optimizer.name == "lamb"
+    assert recipe.optimizer.lr == pytest.approx(lr, rel=0.02)
+    assert recipe.schedule.warmup_steps / recipe.num_steps == pytest.approx(warmup, rel=0.02)
+    assert "You et al. 2020" in _said(said, "optimizer")
 
 
 def test_flags_override_a_recipe_and_each_says_so(planned_recipe):

@@ -1,0 +1,202 @@
+"""LAMB and LARS are the papers' under every way in which DeepSpeed cuts, moves and pads their tensors."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from scaling.errors import ScaleError
+from scaling.optim import CONVENTIONS, Lamb, Lars
+from tests.optim.runs import (
+    LARS,
+    STEPS,
+    Case,
+    NaiveLamb,
+    batch,
+    build,
+    by_the_paper,
+    difference,
+    grouped,
+    in_one_process,
+    on_engines,
+)
+from tests.ranks import on_ranks
+
+OFFLOAD = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
+SUB_GROUPS = {"sub_group_size": 6000}  # five of them on two ranks
+FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
+NVLAMB = {"lr": 4e-3, **CONVENTIONS["nvlamb"]}
+DEEPSPEED = {"lr": 4e-3, **CONVENTIONS["deepspeed"], "weight_decay": 0.01, "trust_clip": (0.05, 0.4)}
+GOOGLE = {"lr": 4e-3, **CONVENTIONS["google"], "trust_clip": (0.0, 0.3)}
+
+TWO_RANKS = {
+    "stage 0": Case(stage=0),
+    "stage 0, normalized": Case(stage=0, arguments=NVLAMB),
+    "stage 1": Case(stage=1),
+    "stage 1, frozen": Case(stage=1, frozen=("ln_1.weight", "wte.weight", "c_fc.weight")),
+    "stage 1, one group, clipped ratio": Case(stage=1, groups=1, arguments=GOOGLE),
+    "stage 1, clipped gradient, offload": Case(stage=1, config={"gradient_clipping": 0.5}, zero=OFFLOAD),
+    "stage 2, round robin": Case(stage=2, zero={"round_robin_gradients": True}),
+    "stage 2, accumulation": Case(stage=2, accumulation=2),
+    "stage 2, offload, DeepSpeed's convention": Case(stage=2, zero=OFFLOAD, arguments=DEEPSPEED),
+    "stage 2, BERT": Case(stage=2, family="bert"),
+    "stage 2, LARS": Case(stage=2, make=Lars, arguments=LARS),
+    "stage 3": Case(stage=3),
+    "stage 3, frozen, one group": Case(stage=3, groups=1, frozen=("ln_1.weight", "wte.weight", "c_fc.weight")),
+    "stage 3, sub-groups, offload": Case(stage=3, zero={**SUB_GROUPS, **OFFLOAD}),
+    "stage 3, sub-groups, normalized": Case(stage=3, zero=SUB_GROUPS, arguments=NVLAMB),
+    "stage 3, BERT": Case(stage=3, family="bert"),
+    "stage 3, LARS, sub-groups": Case(stage=3, make=Lars, arguments=LARS, zero=SUB_GROUPS),
+}  # fmt: skip
+THREE_RANKS = {
+    "stage 1": Case(stage=1, dirty=True),
+    "stage 2, round robin": Case(stage=2, dirty=True, zero={"round_robin_gradients": True}),
+    "stage 3, sub-groups": Case(stage=3, dirty=True, zero=SUB_GROUPS),
+}
+BF16 = {
+    "stage 0": Case(stage=0, precision="bf16"),
+    "stage 1": Case(stage=1, precision="bf16"),
+    "stage 1, fp32 sums": Case(stage=1, precision="bf16", config=FP32_SUMS),
+    "stage 2, offload": Case(stage=2, precision="bf16", zero=OFFLOAD),
+    "stage 3, sub-groups": Case(stage=3, precision="bf16", zero=SUB_GROUPS),
+}
+WRAPPERS = {
+    "stage 0": "FP16_UnfusedOptimizer", "stage 1": "DeepSpeedZeroOptimizer", "stage 1, fp32 sums": "BF16_Optimizer",
+    "stage 2, offload": "DeepSpeedZeroOptimizer", "stage 3, sub-groups": "DeepSpeedZeroOptimizer_Stage3",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As many as a rank has; and tiny tensors are faster so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def weights_at_start(case):
+    return {name: p.detach().numpy() for name, p in build(case).named_parameters()}
+
+
+@pytest.mark.parametrize(("world_size", "cases"), [(2, TWO_RANKS), (3, THREE_RANKS)], ids=["2 ranks", "3 ranks"])
+def test_every_sharding_is_the_paper_in_float64_with_one_all_reduce_a_step(world_size, cases):
+    outcomes = on_engines(world_size, cases)
+    for name, case in cases.items():
+        outcome, exact = outcomes[name], by_the_paper(case)
+        off = difference(outcome.weights, exact)
+        print(f"{world_size} ranks, {name}: {off:.1e}")  # noqa: T201
+        assert off <= 1e-6, name
+        assert difference(weights_at_start(case), exact) > 0.03, name  # it moved, so that standing still would not pass
+        assert outcome.all_reduces == (STEPS if case.stage else 0), name
+        # Padding that was read would have made everything NaN: stage 3 leaves it uninitialised.
+        assert (outcome.spoiled > 0) == case.dirty, name
+
+
+def test_in_bf16_every_sharding_is_the_optimizer_on_whole_tensors_bit_for_bit():
+    # Bit for bit, because one differing bit of a master flips a bf16 weight and is 4e-3 of it.
+    outcomes, whole = on_engines(2, BF16), in_one_process(BF16["stage 0"], 2)
+    assert difference(weights_at_start(BF16["stage 0"]), whole) > 0.03
+    for name, case in BF16.items():
+        assert outcomes[name].wrapper == WRAPPERS[name]
+        assert difference(outcomes[name].weights, whole) == 0, name
+        assert outcomes[name].all_reduces == (STEPS if case.stage else 0), name
+
+
+def test_an_optimizer_that_takes_a_shard_for_a_tensor_is_not_lamb():
+    # What DeepSpeed runs under zero_allow_untested_optimizer without a word: issue 88, open since 2020.
+    untested = {"zero_allow_untested_optimizer": True}
+    cases = {stage: Case(stage=stage, make=NaiveLamb, config=untested) for stage in (0, 1, 3)}
+    outcomes, exact = on_engines(2, cases), by_the_paper(cases[0])
+    assert difference(outcomes[0].weights, exact) <= 1e-6  # on whole tensors it is
+    for stage in (1, 3):
+        assert difference(outcomes[stage].weights, exact) > 3e-2, stage
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_every_convention_in_plain_torch_is_its_formula_in_float64(convention):
+    case = Case(stage=0, arguments={"lr": 4e-3, **CONVENTIONS[convention]})
+    model = build(case)
+    named = dict(model.named_parameters())
+    optimizer = Lamb(**grouped(case, named, lambda p: p.ndim), **case.arguments)
+    for step in range(STEPS):
+        ids = batch(step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten()).backward()
+        optimizer.step()
+    weights = {name: p.detach().numpy() for name, p in named.items()}
+    assert difference(weights, by_the_paper(case)) <= 1e-6
+    others = [name for name in CONVENTIONS if name != convention]
+    for other in others:  # the conventions are different optimizers
+        other_case = dataclasses.replace(case, arguments={"lr": 4e-3, **CONVENTIONS[other]})
+        assert difference(weights, by_the_paper(other_case)) > 1e-4, other
+
+
+def _refusals():
+    """What an engine on this rank says to each misuse."""
+    import deepspeed
+
+    from scaling.optim import layout
+    from scaling.training import ranks
+
+    ranks.join()
+    layout.allow_under_zero(Lamb)
+    said = {}
+
+    def engine_of(**arguments):
+        model = torch.nn.Linear(3, 5)
+        optimizer = Lamb(model.parameters(), lr=0.1, **arguments)
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        return engine, optimizer
+
+    def refused(name, action):
+        try:
+            action()
+        except ScaleError as error:
+            said[name] = error.message
+
+    engine, optimizer = engine_of()
+    engine.backward(engine(torch.ones(1, 3)).sum())
+    refused("not attached", engine.step)
+    engine, optimizer = engine_of(normalize_gradients=True)
+    refused("clipped and normalized", lambda: optimizer.attach(engine))
+    engine, optimizer = engine_of()
+    engine.optimizer.bit16_groups[0].pop()
+    refused("an element missing", lambda: optimizer.attach(engine))
+    engine, optimizer = engine_of()
+    weight = engine.module.weight
+    weight.data = weight.data.clone()
+    refused("a parameter elsewhere", lambda: optimizer.attach(engine))
+    engine, optimizer = engine_of()
+    refused("another's engine", lambda: Lamb(engine.module.parameters(), lr=0.1).attach(engine))
+    ranks.leave()
+    return said
+
+
+def test_what_it_does_not_know_it_refuses_instead_of_stepping_wrongly():
+    said = on_ranks(1, _refusals)[0]
+    assert "no parameter of its own" in said["not attached"]
+    assert "gradient_clipping" in said["clipped and normalized"]
+    assert "not there whole over the ranks" in said["an element missing"]
+    assert "outside its flat buffer" in said["a parameter elsewhere"]
+    assert "DeepSpeedZeroOptimizer" in said["another's engine"]
+
+
+@pytest.mark.parametrize("package", ["timm.optim", "pytorch_optimizer"])
+def test_it_agrees_with_other_peoples_lamb(package):
+    theirs = pytest.importorskip(package).Lamb
+    torch.manual_seed(0)
+    ours, other = torch.nn.Linear(40, 30), torch.nn.Linear(40, 30)
+    other.load_state_dict(ours.state_dict())
+    optimizers = [
+        Lamb(ours.parameters(), lr=0.01, always_adapt=True),
+        theirs(other.parameters(), lr=0.01, weight_decay=0.01),
+    ]
+    for _ in range(5):
+        inputs = torch.randn(8, 40)
+        for model, optimizer in zip((ours, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            (model(inputs).square().mean() * 0.1).backward()  # a norm below 1, where timm does not clip
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, other.weight, rtol=1e-4, atol=1e-6)
