@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling import hardware
-from scaling.ds_config.write import emit
+from scaling.ds_config.write import emit, machinery
 from scaling.files import write_folder
 from scaling.plan import request, search
 from scaling.plan.steering import Steering
@@ -27,7 +27,7 @@ def shipped() -> dict[str, dict[str, Any]]:
     configs = {}
     for name, stage in _STAGES.items():
         config = emit(recipe, search(recipe, cluster, steering=Steering(pins=(("zero_stage", stage),))).strategy)
-        configs[name] = {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
+        configs[name] = machinery(config)
     return configs
 
 
