@@ -47,7 +47,7 @@ def through_the_trainer(arguments: str, recipe: Recipe, changes: dict[str, Any])
     rates: list[float] = []
 
     class Watch(TrainerCallback):
-        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
             rates.append(trainer.model_wrapped.optimizer.param_groups[0]["lr"])
 
     model = model_of(recipe)
