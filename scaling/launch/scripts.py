@@ -173,7 +173,7 @@ def _for_accelerate(plan: Plan) -> list[str]:
             "learning rate: pass DummyScheduler(optimizer), which stands for the ds_config's; DeepSpeed's schedules "
             "run two steps behind the recipe's in warm-up and linear decay, one in cosine decay"
         )
-    else:
+    elif recipe.schedule.name != "constant":  # a constant rate needs no scheduler
         said.append(
             "learning rate: DeepSpeed has no words for the recipe's schedule and the ds_config has none: without "
             f"DummyScheduler(optimizer, lr_scheduler_callable=...) it stays {recipe.optimizer.lr:g}"

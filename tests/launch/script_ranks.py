@@ -120,7 +120,7 @@ def _samples_seen(model: torch.nn.Module) -> list[int]:
 
 
 def _facts(engine: Any, accelerator: Any) -> dict[str, Any]:
-    optimizer = engine.optimizer.optimizer
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)  # at stage 0 nothing is around it
     return {
         "world_size": accelerator.num_processes,
         "distributed_type": accelerator.distributed_type.value,

@@ -82,6 +82,7 @@ def _is_the_plan(ranks, plan, optimizer_class="torch.optim.adamw.AdamW"):
     ("stage", "schedule", "options"),
     [
         (1, "cosine", {}),
+        (0, "constant", {"precision": "fp32"}),
         (2, "constant", {"precision": "fp32"}),
         (3, "linear", {"checkpointing": "full", "low": 0.1, "warmup": 0}),
     ],
@@ -262,6 +263,9 @@ def test_a_script_is_told_what_its_files_cannot_say(tiny_plan, tmp_path):
     unspoken = said(tiny_plan(1, "linear", low=0.1), "accelerate")
     assert "no words" in unspoken
     assert "stays 0.003" in unspoken
+    assert "no words" in said(tiny_plan(1, "cosine", warmup=0), "accelerate")
+    assert "learning rate" not in said(tiny_plan(1, "constant", warmup=0), "accelerate")
+    assert "learning rate" not in said(tiny_plan(1, "constant", warmup=0), "trainer")
     assert "gradient_checkpointing_enable" in said(tiny_plan(1, checkpointing="full"), "accelerate")
     assert "gradient_checkpointing_enable" not in said(plain, "accelerate")
     assert "by name" in said(tiny_plan(3), "accelerate")
