@@ -1,6 +1,7 @@
 """`scale plan`: which strategy, how much memory, how fast, and why not the others."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
     from scaling.hardware import Cluster
     from scaling.plan import Plan
     from scaling.recipe import Recipe
+
+
+class Runner(StrEnum):
+    SCALE = "scale"
+    ACCELERATE = "accelerate"
+    TRAINER = "trainer"
 
 
 def plan(
@@ -59,6 +66,14 @@ def plan(
     profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Alternatives to list.")] = 5,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each other strategy lost.")] = False,
+    runner: Annotated[
+        Runner,
+        typer.Option(
+            "--for",
+            help="Who trains: scale/train.py, a script of yours under `accelerate launch`, or one around transformers' "
+            "Trainer. For a script --out has one file more, and what it must do is printed.",
+        ),
+    ] = Runner.SCALE,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +102,11 @@ def plan(
     assumptions += said
     if price is not None:
         cluster = hardware.priced(cluster, price)
-    steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid or ())
+    forbid = forbid or []
+    if runner != Runner.SCALE:
+        forbid = [*forbid, "loss_kernel=chunked"]
+        assumptions.append(f"for {runner}: no chunked loss, which is scale/train.py's own, so the plan fits without")
+    steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid)
     known = load_profile(profile) if profile else DEEPSPEED
     asked = dict(
         params=params, model=model, seq_length=seq_length, global_batch_size=global_batch_size, tokens=tokens,
@@ -101,7 +120,8 @@ def plan(
     if elastic is not None:
         _exclude("elastic", elastic, max_model=max_model, min_gpus=min_gpus, objective=steering.objective == "cost")
         parts, what, said = _elastic(elastic, recipe, cluster, **asked)
-        _answer_elastic([planned(what, part, said) for part in parts], out, explain=explain, as_json=as_json)
+        plans = [planned(what, part, said) for part in parts]
+        _answer_elastic(plans, out, runner, explain=explain, as_json=as_json)
         return
     sizes: tuple[Plan, ...] = ()
     if steering.objective == "cost":
@@ -125,17 +145,17 @@ def plan(
     what, cluster = answer.recipe, answer.cluster
     folder = out or _default_folder(answer, f"{cluster.num_nodes}x{cluster.gpus_per_node}")
     if answer.fits and (out or not as_json):
-        bundle.write(answer, folder)
+        bundle.write(answer, folder, runner.value)
     if as_json:
         considered = {"sizes": [bundle.summary(size) for size in sizes]} if sizes else {}
-        print(json.dumps(bundle.document(answer, folder) | considered, indent=2))
+        print(json.dumps(bundle.document(answer, folder, runner.value) | considered, indent=2))
     else:
-        plan_text.show(answer, folder, sizes, explain=explain)
+        plan_text.show(answer, folder, runner.value, sizes, explain=explain)
     if not answer.fits:
         raise typer.Exit(1)
 
 
-def _answer_elastic(plans: "list[Plan]", out: Path | None, *, explain: bool, as_json: bool) -> None:
+def _answer_elastic(plans: "list[Plan]", out: Path | None, runner: Runner, *, explain: bool, as_json: bool) -> None:
     """Writes and prints one plan per size; exit 1 where one does not fit, and then nothing is written."""
     from scaling.cli import plan_text
     from scaling.launch import bundle
@@ -146,13 +166,13 @@ def _answer_elastic(plans: "list[Plan]", out: Path | None, *, explain: bool, as_
     fits = all(plan.fits for plan in plans)
     if fits and (out or not as_json):
         for plan, folder in zip(plans, folders, strict=True):
-            bundle.write(plan, folder)
+            bundle.write(plan, folder, runner.value)
     if as_json:
-        documents = [bundle.document(plan, folder) for plan, folder in zip(plans, folders, strict=True)]
+        documents = [bundle.document(plan, folder, runner.value) for plan, folder in zip(plans, folders, strict=True)]
         batch = plans[0].recipe.global_batch_size
         print(json.dumps({"global_batch_size": batch, "fits": fits, "sizes": documents}, indent=2))
     else:
-        plan_text.show_elastic(plans, folders, explain=explain)
+        plan_text.show_elastic(plans, folders, runner.value, explain=explain)
     if not fits:
         raise typer.Exit(1)
 

@@ -9,19 +9,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scaling.launch import bundle
+from scaling.launch import bundle, scripts
 from scaling.plan import TIE_FRACTION
 from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from scaling.cost import MemoryEstimate
+    from scaling.launch.scripts import Runner
     from scaling.plan import Candidate, Plan
 
 # Seven columns, of which the strategy takes half: narrower, a strategy would stand on as many lines as it has words.
 _SIZES_WIDTH = 110
 
 
-def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: bool) -> None:
+def show(plan: "Plan", folder: Path, runner: "Runner", sizes: "Sequence[Plan]" = (), *, explain: bool) -> None:
     """One plan; `sizes` are the plans of other sizes of the cluster that it was chosen from."""
     console = _console()
     recipe, memory, time = plan.recipe, plan.chosen.memory, plan.chosen.time
@@ -56,13 +57,15 @@ def show(plan: "Plan", folder: Path, sizes: "Sequence[Plan]" = (), *, explain: b
     _print_rejected(console, plan, f"rejected, of {plan.num_priced} strategies", explain=explain)
     _print_list(console, "assumed", plan.assumptions)
     if plan.fits:
-        console.print(f"[bold]wrote[/]    {escape(str(folder / bundle.DS_CONFIG))}, {bundle.PLAN}, {bundle.RECIPE}")
-        console.print(f"[bold]launch[/]   {escape(bundle.launch_command(plan, folder))}")
+        _print_notes(console, "your script", plan, runner, folder)
+        first, *others = bundle.names(runner)
+        console.print(f"[bold]wrote[/]    {escape(', '.join([str(folder / first), *others]))}")
+        console.print(f"[bold]launch[/]   {escape(bundle.launch_command(plan, folder, runner))}")
     else:
         _print_list(console, "what would do", plan.remedies)
 
 
-def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path], *, explain: bool) -> None:
+def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path], runner: "Runner", *, explain: bool) -> None:
     """The plans of a range of GPUs under one global batch, each in its folder."""
     console, recipe = _console(), plans[0].recipe
     worlds = [plan.cluster.world_size for plan in plans]
@@ -81,8 +84,10 @@ def show_elastic(plans: "Sequence[Plan]", folders: Sequence[Path], *, explain: b
         _print_rejected(console, plan, f"rejected on {plan.cluster}", explain=explain)
     _print_list(console, "assumed", plans[0].assumptions)
     if len(fitting) == len(plans):
+        for plan, folder in zip(plans, folders, strict=True):
+            _print_notes(console, f"your script on {plan.cluster}", plan, runner, folder)
         _print_list(console, "wrote", (f"{folder / bundle.DS_CONFIG}" for folder in folders))
-        launches = (bundle.launch_command(plan, folder) for plan, folder in zip(plans, folders, strict=True))
+        launches = (bundle.launch_command(plan, folder, runner) for plan, folder in zip(plans, folders, strict=True))
         _print_list(console, "launch", launches)
     for plan in plans:
         if not plan.fits:
@@ -110,6 +115,11 @@ def _print_rejected(console: Console, plan: "Plan", title: str, *, explain: bool
         lost = [f"{each.strategy}: {each.reason}" for each in plan.rejected if each.can_run == can_run]
         if lost and (explain or (can_run and not plan.fits)):
             _print_list(console, heading, lost)
+
+
+def _print_notes(console: Console, title: str, plan: "Plan", runner: "Runner", folder: Path) -> None:
+    if found := scripts.notes(plan, runner, folder):
+        _print_list(console, title, found)
 
 
 def _model(plan: "Plan") -> str:

@@ -4,6 +4,6 @@ The only room that knows how DeepSpeed calls things; keys and defaults are those
 """
 
 from scaling.ds_config.read import load, reconcile, strategy_of
-from scaling.ds_config.write import emit, grad_accum_dtype
+from scaling.ds_config.write import emit, grad_accum_dtype, machinery
 
-__all__ = ["emit", "grad_accum_dtype", "load", "reconcile", "strategy_of"]
+__all__ = ["emit", "grad_accum_dtype", "load", "machinery", "reconcile", "strategy_of"]

@@ -42,6 +42,11 @@ def emit(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None) -> di
     return config
 
 
+def machinery(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` without the recipe's optimizer and schedule, for whoever makes those."""
+    return {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
+
+
 def precision_blocks(precision: str, strategy: Strategy) -> dict[str, Any]:
     """fp16 or bf16, and the width in which micro-batches are summed: fp32, so that the split does not matter."""
     blocks: dict[str, Any] = {}

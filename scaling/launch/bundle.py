@@ -1,20 +1,24 @@
-"""A plan as files: ds_config.json for DeepSpeed, plan.json for us, recipe.yaml for whoever trains it."""
+"""A plan as files: ds_config.json for DeepSpeed, plan.json for us, recipe.yaml for whoever trains it.
+
+For a script of the user's own there is one more (scaling/launch/scripts.py).
+"""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaling import __version__, ds_config, recipe
+from scaling import __version__, recipe
 from scaling.files import write_folder
 from scaling.hardware import Cluster
-from scaling.launch.command import command
+from scaling.launch import scripts
+from scaling.launch.scripts import Runner
 from scaling.plan import Candidate, Plan
 
 DS_CONFIG, PLAN, RECIPE = "ds_config.json", "plan.json", "recipe.yaml"
 
 
-def document(plan: Plan, folder: Path) -> dict[str, Any]:
+def document(plan: Plan, folder: Path, runner: Runner = "scale") -> dict[str, Any]:
     """The plan as plain data, as `scale plan --json` prints it and plan.json holds it."""
     shape = plan.recipe.shape
     return {
@@ -36,8 +40,10 @@ def document(plan: Plan, folder: Path) -> dict[str, Any]:
         "assumptions": list(plan.assumptions),
         "remedies": list(plan.remedies),
         "num_priced": plan.num_priced,
-        "ds_config": _config(plan),
-        "launch": launch_command(plan, folder),
+        "ds_config": scripts.config_for(plan, runner),
+        "runner": runner,
+        "notes": scripts.notes(plan, runner, folder),
+        "launch": launch_command(plan, folder, runner),
     }
 
 
@@ -46,22 +52,24 @@ def summary(plan: Plan) -> dict[str, Any]:
     return {"cluster": _cluster(plan.cluster), **_candidate(plan.chosen), "cost": plan.cost, "fits": plan.fits}
 
 
-def write(plan: Plan, folder: Path) -> None:
-    """Writes the three files into `folder`, all or none. Raises InputError naming --out where it cannot."""
+def names(runner: Runner = "scale") -> tuple[str, ...]:
+    """The files of a plan that `runner` trains."""
+    return DS_CONFIG, *scripts.NAMES[runner], PLAN, RECIPE
+
+
+def write(plan: Plan, folder: Path, runner: Runner = "scale") -> None:
+    """Writes them into `folder`, all or none. Raises InputError naming --out where it cannot."""
     texts = {
-        DS_CONFIG: json.dumps(_config(plan), indent=2) + "\n",
-        PLAN: json.dumps(document(plan, folder), indent=2) + "\n",
+        DS_CONFIG: json.dumps(scripts.config_for(plan, runner), indent=2) + "\n",
+        **scripts.files(plan, runner, folder, folder / DS_CONFIG),
+        PLAN: json.dumps(document(plan, folder, runner), indent=2) + "\n",
         RECIPE: recipe.dump(plan.recipe),
     }
     write_folder(folder, texts, "out")
 
 
-def launch_command(plan: Plan, folder: Path) -> str:
-    return command(plan.cluster, str(folder / DS_CONFIG), str(folder))
-
-
-def _config(plan: Plan) -> dict[str, Any]:
-    return ds_config.emit(plan.recipe, plan.strategy, plan.cluster.nvme_path)
+def launch_command(plan: Plan, folder: Path, runner: Runner = "scale") -> str:
+    return scripts.launch_command(plan, runner, folder, folder / DS_CONFIG)
 
 
 def _cluster(cluster: Cluster) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The exact command line that starts a plan under DeepSpeed's launcher."""
+"""The exact command line that starts a plan: under DeepSpeed's launcher, or accelerate's."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.hardware import Cluster
@@ -11,13 +12,28 @@ def command(cluster: Cluster, ds_config: str, run_dir: str, *, here: Path | None
 
     From a checkout the program is scale/train.py; from an installed package it is the module scaling.train.
     """
+    script = "scale/train.py"
+    program = [script] if ((here or Path.cwd()) / script).is_file() else ["--module", "scaling.train"]
+    return _line(cluster, [*_deepspeed(cluster), *program, "--ds_config", ds_config, "--run_dir", run_dir])
+
+
+def script_command(cluster: Cluster, script: str) -> str:
+    """The same for a script of the user's own."""
+    return _line(cluster, [*_deepspeed(cluster), script])
+
+
+def accelerate_command(cluster: Cluster, config: str, script: str) -> str:
+    """Under `accelerate launch`, whose `config` says on how many ranks."""
+    return _line(cluster, ["accelerate", "launch", "--config_file", config, script])
+
+
+def _deepspeed(cluster: Cluster) -> list[str]:
     words = ["deepspeed"]
     if cluster.num_nodes > 1:
         words += ["--hostfile", cluster.hostfile or "hostfile", "--num_nodes", str(cluster.num_nodes)]
-    words += ["--num_gpus", str(cluster.gpus_per_node)]
-    script = "scale/train.py"
-    words += [script] if ((here or Path.cwd()) / script).is_file() else ["--module", "scaling.train"]
-    words += ["--ds_config", ds_config, "--run_dir", run_dir]
-    line = shlex.join(words)
+    return [*words, "--num_gpus", str(cluster.gpus_per_node)]
+
+
+def _line(cluster: Cluster, words: Sequence[str]) -> str:
     # Without it DeepSpeed on a machine without GPUs logs a warning and guesses the same.
-    return f"DS_ACCELERATOR=cpu {line}" if cluster.is_cpu else line
+    return f"DS_ACCELERATOR=cpu {shlex.join(words)}" if cluster.is_cpu else shlex.join(words)

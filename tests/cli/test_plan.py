@@ -110,6 +110,11 @@ _BAD = {
     "elastic against a recipe": (["--recipe", DEMO, *EIGHT_A100, "--elastic", "2-3"], "global_batch_size"),
     "elastic and cheapest": (["--params", "1.3B", *EIGHT_A100, "--elastic", "4-8", "--objective", "cost"], "elastic"),
     "elastic on a CPU": (["--recipe", DEMO, "--gpu", "cpu", "--elastic", "1-2"], "elastic"),
+    "for nobody known": (["--params", "1.3B", *EIGHT_A100, "--for", "lightning"], "--for"),
+    "chunked loss for a script": (
+        ["--params", "1.3B", *EIGHT_A100, "--for", "trainer", "--pin", "loss_kernel=chunked"],
+        "loss_kernel=chunked",
+    ),
     "unknown flag": (["--params", "1.3B", "--pramas", "3"], "--pramas"),
 }
 
@@ -212,6 +217,43 @@ def test_the_answer_names_its_choice_its_assumptions_and_what_it_wrote(scale):
     ):  # fmt: skip
         assert words in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("runner", "file", "launch"),
+    [
+        ("accelerate", "accelerate.yaml", "accelerate launch --config_file p/accelerate.yaml your_script.py"),
+        ("trainer", "training_arguments.json", "deepspeed --num_gpus 8 your_script.py"),
+    ],
+)
+def test_a_plan_for_a_script_has_its_file_its_command_and_what_the_script_must_do(scale, runner, file, launch):
+    asked = ["plan", "--params", "1.3B", *EIGHT_A100, "--for", runner, "--out", "p"]
+    code, out, err = scale(*asked)
+    assert (code, err) == (0, "")
+    assert _written() == sorted(["p", *(f"p/{name}" for name in ("ds_config.json", file, "plan.json", "recipe.yaml"))])
+    document = json.loads(Path("p/plan.json").read_text())
+    assert document["launch"] == launch
+    assert document["notes"]
+    for words in (launch, *document["notes"], f"p/ds_config.json, {file}, plan.json, recipe.yaml", "no chunked loss"):
+        assert words in out
+
+
+def test_a_plan_for_a_script_fits_without_the_chunked_loss_that_only_our_loop_has(scale):
+    asked = ["plan", "--params", "1.3B", "--gpu", "h100", "--gpus", "8", "--json"]
+    kernels = {
+        runner: json.loads(scale(*asked, "--for", runner)[1])["strategy"]["loss_kernel"]
+        for runner in ("scale", "accelerate", "trainer")
+    }
+    assert kernels == {"scale": "chunked", "accelerate": "full", "trainer": "full"}
+
+
+def test_every_size_of_an_elastic_range_is_for_the_same_script(scale):
+    code, out, _ = scale("plan", "--params", "1.3B", *EIGHT_A100, "--elastic", "4-5", "--for", "trainer", "--out", "p")
+    assert code == 0
+    for world in (4, 5):
+        arguments = json.loads(Path(f"p/{world}_gpus/training_arguments.json").read_text())
+        assert arguments["deepspeed"] == f"p/{world}_gpus/ds_config.json"
+        assert f"open('p/{world}_gpus/training_arguments.json')" in out
 
 
 def test_a_price_turns_gpu_hours_into_cost_and_without_one_gpu_hours_still_stand(scale):

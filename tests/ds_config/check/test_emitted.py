@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,8 +47,22 @@ def test_an_emitted_configuration_checks_clean_and_loads(
     assert DeepSpeedConfig(config).zero_optimization_stage == stage
 
 
-def test_the_shipped_configurations_check_clean():
-    paths = sorted((CHECKOUT / "ds_configs").glob("*.json"))
-    assert paths
-    assert {path.name: check(path.read_text(), Context(world_size=8)) for path in paths if check(
-        path.read_text(), Context(world_size=8))} == {}  # fmt: skip
+_SHIPPED = sorted((CHECKOUT / "ds_configs").glob("*.json"))
+
+
+def test_there_are_shipped_configurations_for_every_stage_both_precisions_and_offload():
+    assert len(_SHIPPED) == 9
+
+
+@pytest.mark.parametrize("path", _SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_checks_clean_and_deepspeed_reads_in_it_what_its_name_says(path):
+    assert check(path.read_text(), Context(world_size=8)) == []
+    config = DeepSpeedConfig(str(path))
+    zero, words = config.zero_config, path.stem.split("_")
+    assert f"zero{config.zero_optimization_stage}" == words[0]
+    assert (config.bfloat16_config.enabled, config.float16_config.enabled) == (words[-1] == "bf16", words[-1] == "fp16")
+    device = next((word for word in words if word in ("cpu", "nvme")), "none")
+    for offload, word in ((zero.offload_optimizer, "optimizer"), (zero.offload_param, "params")):
+        assert (offload.device if offload else "none") == (device if word in words else "none")
+    # The recipe has the mathematics.
+    assert not {"optimizer", "scheduler"} & set(json.loads(path.read_text()))
