@@ -90,7 +90,7 @@ def plan(
     from scaling import hardware
     from scaling.cli import plan_text
     from scaling.cost.profile import DEEPSPEED, load_profile
-    from scaling.launch import bundle, parse_hostfile
+    from scaling.launch import bundle, parse_hostfile, scripts
     from scaling.plan import reverse, search, steering_of
 
     hosts = parse_hostfile(hostfile) if hostfile else None
@@ -114,6 +114,7 @@ def plan(
     )  # fmt: skip
 
     def planned(what: "Recipe", on: Any, said: list[str]) -> "Plan":
+        scripts.require_optimizer(what, runner.value)
         everything = [*assumptions, *said]
         return search(what, on, assumptions=everything, top=top, profile=known, steering=steering)
 

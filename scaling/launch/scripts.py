@@ -13,6 +13,7 @@ import yaml
 
 from scaling import ds_config
 from scaling.cost import Job, memory
+from scaling.errors import InputError
 from scaling.launch.command import accelerate_command, command, script_command
 from scaling.plan import Plan
 from scaling.recipe import Recipe
@@ -24,6 +25,15 @@ SCRIPT = "your_script.py"
 ACCELERATE, ARGUMENTS = "accelerate.yaml", "training_arguments.json"
 # What stands beside the ds_config for each.
 NAMES: dict[Runner, tuple[str, ...]] = {"scale": (), "accelerate": (ACCELERATE,), "trainer": (ARGUMENTS,)}
+
+
+def require_optimizer(recipe: Recipe, runner: Runner) -> None:
+    """Refuses a recipe whose optimizer neither a ds_config nor TrainingArguments can name, for a script's runner."""
+    if runner != "scale" and recipe.optimizer.name != "adamw":
+        raise InputError(
+            "optimizer", recipe.optimizer.name, f"cannot be named in what {runner} reads",
+            hint="--optimizer adamw; or hand scaling.optim.Lamb to the script's own engine or Trainer",
+        )  # fmt: skip
 
 
 def config_for(plan: Plan, runner: Runner) -> dict[str, Any]:

@@ -487,3 +487,16 @@ def test_a_host_of_two_terabytes_holds_what_one_does_not(scale):
     code, out, _ = scale(*asked, "--host-gib", "2048")
     assert code == 0
     assert not any("host memory" in sentence for sentence in json.loads(out)["assumptions"])
+
+
+@pytest.mark.parametrize("runner", ["trainer", "accelerate"])
+def test_lamb_is_not_planned_for_scripts_whose_files_cannot_name_it(runner, scale, tmp_path):
+    # Their files would have said AdamW, and the script would have trained with it.
+    code, out, err = scale(
+        "plan", "--model", "bert-large", "--optimizer", "lamb", "--for", runner, "--out", str(tmp_path / "plan")
+    )
+    assert code == 2
+    assert "optimizer: 'lamb'" in err
+    assert "scaling.optim.Lamb" in err
+    assert not out
+    assert not (tmp_path / "plan").exists()
