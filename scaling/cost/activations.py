@@ -48,7 +48,7 @@ def activations(
 ) -> tuple[int, int, int, int]:
     """(what waits for the backward, all of one layer's tensors, those of them made again, its gradients), in bytes."""
     shape, tp = job.shape, strategy.tensor_parallel_size
-    tokens = strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+    tokens = micro_step_tokens(job, strategy)
     width = element_bytes(job.precision)
     uncut_by = tp if strategy.tensor_parallel_sequences else 1
     cut, uncut = layer_saved_elements(job, profile)
@@ -57,11 +57,11 @@ def activations(
     scores = scores_bytes_per_token(job, strategy, profile)
     layer = tokens * (cut * width / tp + (uncut * width + masks) / uncut_by + scores)
     # Gradients beside all that the layer saved: in the MLP's backward F of them, 2 F where gated, since the activation
-    # is freed as its own gradient comes; or attention's four tensors; and the residual's. Ulysses' all-to-alls have
-    # their input beside their output.
+    # is freed as its own gradient comes, or, where the MLP is tiled, attention's four tensors; and the residual's.
+    # Ulysses' all-to-alls have their input beside their output.
     exchanged = 2 * shape.query_size + 2 * shape.key_value_size
-    mlp = 0 if job.tiled_mlp else (2 if shape.gated_mlp else 1) * shape.experts_per_token * shape.intermediate_size
-    gradients = max(mlp, exchanged if job.tiled_mlp else 0) / tp + shape.hidden_size / uncut_by
+    mlp = (2 if shape.gated_mlp else 1) * shape.experts_per_token * shape.intermediate_size
+    gradients = (exchanged if job.tiled_mlp else mlp) / tp + shape.hidden_size / uncut_by
     if strategy.sequence_parallel_size > 1 and strategy.sequence_parallelism == "ulysses":
         gradients += exchanged / tp
     gradients *= tokens * width
@@ -122,9 +122,14 @@ def loss_bytes(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED) -> in
     return int(min(tokens, LOSS_CHUNK_TOKENS) * head * per_logit + gradients)
 
 
+def micro_step_tokens(job: Job, strategy: Strategy) -> float:
+    """Tokens of one micro step on one rank."""
+    return strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
+
+
 def loss_tokens(job: Job, strategy: Strategy) -> float:
     """Positions of a micro step whose logits one rank computes."""
-    return strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size * job.predicted_fraction
+    return micro_step_tokens(job, strategy) * job.predicted_fraction
 
 
 def logit_bytes(job: Job, profile: Profile) -> float:

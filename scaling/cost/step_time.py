@@ -13,6 +13,7 @@ from scaling.cost.activations import (
     layer_saved_elements,
     logit_bytes,
     loss_tokens,
+    micro_step_tokens,
     scores_bytes_per_token,
 )
 from scaling.cost.job import Job
@@ -210,13 +211,13 @@ def busy_micro_steps(strategy: Strategy) -> float:
 
 
 def offload_s(job: Job, strategy: Strategy, cluster: Cluster, profile: Profile = DEEPSPEED) -> float:
-    """Seconds of a step's traffic with host and NVMe, and of the CPU's Adam, with nothing hidden behind compute.
+    """Seconds of a step's traffic with host and NVMe, and of the optimizer on the CPU; nothing hides behind compute.
 
     deepspeed 0.19.8 (stage3.py partition_grads, stage_1_and_2.py async_accumulate_grad_in_cpu_via_gpu): a gradient
     goes down PCIe after the first micro step, up and down again at each further one, and down in fp32 at the last;
     new parameters come up. Offloaded parameters come up for every forward and every backward, and go down only where
-    the optimizer is on the device. Adam on the host moves 28 bytes a parameter. NVMe reads all four states and
-    writes them, and reads the parameters as often as they come up. A node's ranks share its memory and its drives.
+    the optimizer is on the device. The optimizer on the host moves `updated_bytes` a parameter. NVMe reads all states
+    and writes them, and reads the parameters as often as they come up. A node's ranks share its memory and its drives.
     Beside adapters only theirs have an optimizer.
     """
     if not strategy.offloads:
@@ -256,11 +257,6 @@ def forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> tuple[float, fl
     traffic = layers_per_rank(shape, strategy) * matmul_traffic_bytes(job, strategy)
     weights = flops / gpu.matmul_ceiling(job.matmul_precision or job.precision) + traffic / gpu.memory_bytes_per_s
     return weights, tokens * attention_forward_flops(job) / gpu.matmul_ceiling(job.precision)
-
-
-def micro_step_tokens(job: Job, strategy: Strategy) -> float:
-    """Tokens of one micro step on a rank."""
-    return strategy.micro_batch_size * job.seq_length / strategy.sequence_parallel_size
 
 
 def head_forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> float:
@@ -336,8 +332,8 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster, whole: Held, t
     group stays in a node. Tensor parallelism all-reduces a layer's activations twice forward and twice backward.
     Ulysses sends queries, keys, values and outputs all-to-all, forward and backward; a ring passes keys and values
     from rank to rank, and their gradients back. Experts get their tokens and give them back, all-to-all. Where the
-    forward is made again, so is its part. A pipeline passes one activation on, forward and
-    backward; that of a chunk in between hides behind the other chunks.
+    forward is made again, so is its part. A pipeline passes one activation on, forward and backward; that of a chunk in
+    between hides behind the other chunks.
     """
     shape, gpu, linked = job.shape, cluster.accelerator, cluster.linked_ranks
     tp, sp, pp = strategy.tensor_parallel_size, strategy.sequence_parallel_size, strategy.pipeline_parallel_size
