@@ -105,5 +105,5 @@ def test_the_published_table_is_scored_row_by_row(scale):
     code, out, _ = scale("validate", PUBLISHED, "--json")
     found = json.loads(out)
     assert code == 0
-    # 593 rows, shared/ground_truth/README.md.
+    # 593 rows, the published table's README.
     assert len(found["rows"]) + len(found["skipped"]) == 593

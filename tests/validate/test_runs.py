@@ -190,7 +190,7 @@ def test_further_columns_and_a_row_that_is_too_long_do_no_harm(tmp_path):
 
 @pytest.mark.parametrize(
     ("prefix", "stack"),
-    # The prefixes of the published table: shared/ground_truth/README.md.
+    # The prefixes of the published table: its README.
     [
         ("mcore", "megatron-core"), ("brg", "megatron-core"), ("nano", "nanotron"), ("tt", "torchtitan"),
         ("ao", "torchtitan"), ("lit", "litgpt"), ("lt", "litgpt"), ("tune", "torchtune"), ("hf", "transformers"),
@@ -234,7 +234,7 @@ def test_precision_and_notes_tell_variants_of_a_stack_apart(read, changes, stack
 
 @pytest.mark.parametrize(
     ("notes", "kind"),
-    # shared/ground_truth/README.md: hf NVML's process total, DeepSpeed's screenshots nvidia-smi, torchtitan reserved,
+    # The published table's README: hf NVML's process total, DeepSpeed's screenshots nvidia-smi, torchtitan reserved,
     # litgpt max_memory_allocated, nanotron does not say.
     [
         ("NVML process total", "process"),

@@ -75,7 +75,7 @@ def test_repeats_of_a_configuration_have_one_vote_between_them_the_median_of_the
 
 @pytest.mark.parametrize(
     ("gib", "large"), [("4.99", False), ("5", True), ("40", True)]
-)  # shared/ground_truth/README.md: "those of 5 GiB or more apart"
+)  # the published table's README: "those of 5 GiB or more apart"
 def test_large_is_5_gib_or_more(runs, gib, large):
     found = score(*runs(row(measured_peak_gib=gib)))["memory"]
     assert found["by_configuration"]["count"] == 1
@@ -210,8 +210,8 @@ def published():
     return {calibrated: score(runs, skipped, calibrated=calibrated) for calibrated in (False, True)}
 
 
-# What the published table has to be met with: the targets of shared/memory_facts.md, section 5 (uncalibrated 12 % and
-# 30 %, wrong rejections 5 %, calibrated 5 % and 12 %), tightened to what docs/log.md says is reached.
+# What the published table has to be met with: the targets set for it (uncalibrated 12 % and 30 %, wrong rejections 5 %,
+# calibrated 5 % and 12 %), tightened to what docs/log.md says is reached.
 
 
 @needs_published
