@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scaling.optim.kernels.rows import batches, move, squared_norms
 from scaling.optim.layout import Vector
-from scaling.optim.trust import TrustRatioOptimizer, batches, pieces_of, squared_norms
+from scaling.optim.trust import Sweeps, TrustRatioOptimizer
 
 
 class Lars(TrustRatioOptimizer):
-    """LARS, each tensor's ratio its own under ZeRO 0 to 3. What does not decay has ratio 1: SGD with momentum."""
+    """LARS, each tensor's ratio its own however it is cut. What does not decay has ratio 1: SGD with momentum."""
 
     def __init__(
         self,
@@ -29,34 +30,27 @@ class Lars(TrustRatioOptimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults, exclude=exclude)
         self.trust_coefficient = trust_coefficient
-        self._weight_decay = torch.tensor(
-            [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
-        )
 
-    def measure(self, vector: Vector, group: dict[str, Any], gradient_scale: float) -> tuple[Tensor, list[Tensor]]:
-        master, state = vector.master, self.state[vector.master]
+    def sweeps(self, vector: Vector, group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
+        state = self.state[vector.tensor]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(master, memory_format=torch.contiguous_format)
-        squares = torch.zeros(2, len(vector.pieces), dtype=torch.float64, device=master.device)
-        gradients = pieces_of(vector, master.grad)
-        for numbers, (ws, gs) in batches(pieces_of(vector, master), gradients):
-            index = torch.tensor(numbers, device=squares.device)
-            squares.index_add_(1, index, torch.stack([squared_norms(ws), squared_norms(gs)]))
-        return squares, gradients  # ZeRO lets go of a gradient when its call returns
+            state["momentum_buffer"] = vector.zeros()
+        ws, gs, ms = map(vector.pieces_of, (vector.tensor, vector.tensor.grad, state["momentum_buffer"]))
+        squares = torch.zeros(2, len(ws), dtype=torch.float64, device=vector.master.device)
+        for which, (some_ws, some_gs) in batches(ws, gs):
+            squares[:, which] += torch.stack([squared_norms(some_ws), squared_norms(some_gs)])
+        whole = yield squares
+        weight_decay = self.weight_decay_of(vector, group)
+        rates = group["lr"] * self.ratios(whole, whole.new_tensor(weight_decay))
+        for which, (some_ws, some_ms, some_gs) in batches(ws, ms, gs):
+            updates = torch._foreach_mul(some_ws, weight_decay[which])
+            torch._foreach_add_(updates, some_gs)
+            torch._foreach_mul_(some_ms, group["momentum"])
+            move(some_ms, updates, rates[which].to(some_ms[0].dtype))
+            torch._foreach_sub_(some_ws, some_ms)
 
-    def ratios(self, weight_norms: Tensor, update_norms: Tensor) -> Tensor:
-        decays = torch.tensor(self.decays, device=weight_norms.device)
-        decay = self._weight_decay.to(weight_norms) * decays
-        ratios = self.trust_coefficient * weight_norms / (update_norms + decay * weight_norms)
-        return torch.where(decays & (weight_norms > 0) & (update_norms > 0), ratios, 1.0)
-
-    def apply(self, vector: Vector, group: dict[str, Any], ratios: list[float], kept: list[Tensor]) -> None:
-        rows = pieces_of(vector, vector.master), pieces_of(vector, self.state[vector.master]["momentum_buffer"]), kept
-        for numbers, (ws, ms, gs) in batches(*rows):
-            decays = [group["weight_decay"] * self.decays[vector.pieces[number].parameter] for number in numbers]
-            updates = torch._foreach_mul(ws, decays)
-            torch._foreach_add_(updates, gs)
-            torch._foreach_mul_(updates, [group["lr"] * ratios[number] for number in numbers])
-            torch._foreach_mul_(ms, group["momentum"])
-            torch._foreach_add_(ms, updates)
-            torch._foreach_sub_(ws, ms)
+    def ratios(self, squares: Tensor, weight_decay: Tensor) -> Tensor:
+        weight_norms, gradient_norms = squares.sqrt()
+        ratios = self.trust_coefficient * weight_norms / (gradient_norms + weight_decay * weight_norms)
+        adapted = (weight_decay != 0) & (weight_norms > 0) & (gradient_norms > 0)
+        return torch.where(adapted, ratios, 1.0)

@@ -3,110 +3,230 @@
 ZeRO hands an optimizer flat fp32 vectors with parameters cut at their ends or over all ranks, and padding between,
 which may be uninitialised. Every parameter's working copy is a view into such a flat buffer, so its address says where
 it is, whatever order and alignment DeepSpeed chose. (Its own map for checkpoints, `_hp_mapping`, is wrong under
-round_robin_gradients.) What this file does not recognise it refuses; `of` also has all ranks count their elements, and
-a sum that is not the parameter's size is an error instead of another optimizer.
+round_robin_gradients.) Tensor parallelism cuts a parameter before ZeRO does, expert parallelism gives ranks different
+ones, a pipeline stage has its own. What this file does not recognise it refuses; and all ranks count their elements,
+so that a sum that is not the parameter's size is an error instead of another optimizer.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from scaling.errors import ScaleError
 
 
 class Piece(NamedTuple):
-    """Elements `start` to `stop` of a vector; all are of one parameter, numbered alike on every rank."""
+    """Elements `start` to `stop` of a vector: of one parameter, from the `offset`th on that this rank's shard has.
+
+    Which rows and columns they are is what a factored or a matrix optimizer asks.
+    """
 
     parameter: int
     start: int
     stop: int
+    offset: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Vector:
-    """A tensor that step() is handed, in fp32, and the model's copy of it where DeepSpeed keeps one."""
+    """A tensor that step() is handed, and the model's copy of it where DeepSpeed keeps one.
 
-    master: Tensor
+    `columns` [pieces] are the places of the pieces' parameters in what the ranks sum, `counted` [pieces] is 0 for what
+    another rank counts.
+    """
+
+    tensor: Tensor
     pieces: tuple[Piece, ...]
-    working: Tensor | None = None
+    working: Tensor | None
+    columns: Tensor
+    counted: Tensor
+
+    @property
+    def master(self) -> Tensor:
+        """The elements that are on this rank."""
+        return _local(self.tensor)
+
+    def pieces_of(self, tensor: Tensor) -> list[Tensor]:
+        """The parts of `tensor`, which is cut as this vector is, that the pieces mean."""
+        flat = _local(tensor.detach())
+        flat = flat.view(-1) if flat.is_contiguous() else flat.reshape(-1)
+        return [flat[piece.start : piece.stop] for piece in self.pieces]
+
+    def zeros(self) -> Tensor:
+        """A state to be kept beside the tensor."""
+        return torch.zeros_like(self.tensor, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """This rank's vectors by id(master). `group` are the ranks that share the rest; None: each has everything.
+    """This rank's vectors by id(tensor), and how ranks come to sums over whole parameters.
 
-    `gradient_norm` reads the global norm that ZeRO has just computed; None: whoever has everything computes it.
+    `columns` [parameters] are each one's place in the `num_columns` of such a sum; `group` are the ranks that share
+    them, None where this one has everything. `gradient_norm` reads the global norm that ZeRO has just computed; None:
+    whoever has everything computes it. With `every_call` each step() is whole in itself, not the last of a step's.
     """
 
-    vectors: Mapping[int, Vector]
+    vectors: dict[int, Vector]
+    columns: list[int]
+    num_columns: int
     group: Any = None
     gradient_norm: Callable[[], Any] | None = None
+    every_call: bool = False
 
-    def summed(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over the ranks, by one all-reduce where it goes: NCCL has no tensors on the host."""
+    def summed(self, entries: Sequence[tuple[Vector, Tensor]]) -> Tensor:
+        """[k, num_columns] in fp64 of [k, pieces] each, over all ranks: one all-reduce, where NCCL can have it."""
+        sums = entries[0][1].new_zeros(len(entries[0][1]), self.num_columns)
+        for vector, squares in entries:
+            sums.index_add_(1, vector.columns, squares * vector.counted)
         if self.group is None:
-            return tensor
-        device = next(iter(self.vectors.values())).working.device
-        moved = tensor.to(device)
+            return sums
+        moved = sums if entries[0][0].working is None else sums.to(entries[0][0].working.device)
         dist.all_reduce(moved, group=self.group)
-        return moved.to(tensor.device)
+        return moved.to(sums.device)
 
 
-def whole(tensors: Sequence[Tensor]) -> Layout:
-    """Every parameter is a vector of its own: plain torch, and ZeRO-0 in fp32."""
-    vectors = (Vector(master=t, pieces=(Piece(n, 0, t.numel()),)) for n, t in enumerate(tensors))
-    return Layout(vectors={id(vector.master): vector for vector in vectors})
+def size(parameter: Tensor) -> int:
+    """Elements of a parameter, also while ZeRO-3 has it in shards."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def of(engine: Any, optimizer: Any, parameters: Sequence[Tensor], *, wants_norm: bool) -> Layout:
-    """The layout in which `engine` steps `optimizer`, whose parameters these were. Raises ScaleError.
+def of_engine(engine: Any, optimizer: Any, *, wants_norm: bool) -> Layout:
+    """The layout in which a DeepSpeed engine steps `optimizer`. Raises ScaleError for one that is not known.
 
     `wants_norm`: the optimizer will ask for the norm of the gradient that it is given.
     """
-    if engine.seq_dp_world_size != dist.get_world_size():
-        raise _refusal("tensors split over model-parallel ranks")
-    wrapper = engine.optimizer
-    if wrapper is optimizer:
-        return whole(parameters)
-    read = _READERS.get(type(wrapper).__name__)
-    if read is None or wrapper.optimizer is not optimizer:
+    return _of(engine.optimizer, optimizer, engine.mpu, wants_norm=wants_norm)
+
+
+def of_caller(optimizer: Any, handed: Sequence[Tensor], *, wants_norm: bool) -> Layout:
+    """The layout of the first step(): its tensors are the parameters, or a DeepSpeed wrapper among its callers knows.
+
+    Nothing that belongs to the optimizer refers to that wrapper, hence the look at the callers.
+    """
+    own = {id(parameter) for parameter in optimizer.parameters}
+    if all(id(tensor) in own for tensor in handed):
+        if any(isinstance(tensor, DTensor) for tensor in handed):
+            if wants_norm:
+                raise _refusal("gradients normalised as DTensors; clip_grad_norm_ can do it before the step")
+            return _of_dtensors(optimizer.parameters)
+        return _of(optimizer, optimizer, None, wants_norm=wants_norm)
+    frame = sys._getframe(1)
+    while frame := frame.f_back:
+        caller = frame.f_locals.get("self")
+        if type(caller).__name__ in _READERS and getattr(caller, "optimizer", None) is optimizer:
+            from deepspeed.utils import groups
+
+            mpu = getattr(caller, "mpu", None) or (groups if groups._TENSOR_MODEL_PARALLEL_GROUP else None)
+            return _of(caller, optimizer, mpu, wants_norm=wants_norm)
+    raise _refusal("tensors that are not its parameters and come from no wrapper of DeepSpeed's")
+
+
+def allow_under_zero(optimizer: type) -> None:
+    """Enters a class into ZeRO's list of optimizers, so that zero_allow_untested_optimizer can stay false."""
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    if optimizer not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(optimizer)
+
+
+class _Found(NamedTuple):
+    """A vector as a reader finds it."""
+
+    tensor: Tensor
+    pieces: tuple[Piece, ...]
+    working: Tensor | None = None
+
+
+class _Read(NamedTuple):
+    """What a reader finds: vectors, the ranks over which each is cut, if any is, and whether one call has them all."""
+
+    vectors: list[_Found]
+    ranks: Sequence[Any]
+    every_call: bool
+
+
+def _of(wrapper: Any, optimizer: Any, mpu: Any, *, wants_norm: bool) -> Layout:
+    parameters = optimizer.parameters
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    read = _whole if wrapper is optimizer else _READERS.get(type(wrapper).__name__)
+    if read is None or (wrapper is not optimizer and wrapper.optimizer is not optimizer):
         raise _refusal(f"the wrapper {type(wrapper).__name__}")
-    layout = read(wrapper, {id(parameter): number for number, parameter in enumerate(parameters)})
-    if wants_norm and layout.gradient_norm and wrapper.clip_grad > 0:
+    vectors, ranks, every_call = read(wrapper, numbers)
+    split = _tensor_parallelism(mpu)
+    columns, num_columns, expert_parallel_size = _columns(parameters)
+    if expert_parallel_size > 1 and split.size > 1:
+        raise _refusal("expert parallelism together with tensor parallelism")
+    if wants_norm and not ranks and max(split.size, _pipeline_stages(mpu), expert_parallel_size) > 1:
+        raise _refusal("gradients normalised at stage 0 with a part of the parameters on each rank")
+    if wants_norm and ranks and wrapper.clip_grad > 0:
         raise _refusal("gradient_clipping before the gradient is normalised, which undoes it")
-    _require_every_element(layout, parameters)
+    cut = _cut_by_tensor_parallelism(optimizer, split)
+    layout = _laid_out(
+        vectors, columns, [each or split.rank == 0 for each in cut], num_columns=num_columns, every_call=every_call,
+        group=_sharing(ranks, split), gradient_norm=(lambda: wrapper._global_grad_norm) if ranks else None,
+    )  # fmt: skip
+    _require_every_element(layout, optimizer, cut, split)
     return layout
 
 
-def _unfused(wrapper: Any, numbers: Mapping[int, int]) -> Layout:
+def _laid_out(vectors: Iterable[_Found], columns: list[int], counted: Sequence[bool], **rest: Any) -> Layout:
+    """The layout of `vectors`, by place and by whether this rank counts, of each parameter."""
+    found = {}
+    for tensor, pieces, working in vectors:
+        device = _local(tensor).device
+        found[id(tensor)] = Vector(
+            tensor=tensor,
+            pieces=pieces,
+            working=working,
+            columns=torch.tensor([columns[piece.parameter] for piece in pieces], dtype=torch.long, device=device),
+            counted=torch.tensor([counted[piece.parameter] for piece in pieces], dtype=torch.float64, device=device),
+        )
+    return Layout(vectors=found, columns=columns, **rest)
+
+
+# Data parallelism: who has which elements.
+
+
+def _whole(optimizer: Any, numbers: dict[int, int]) -> _Read:
+    """Plain torch, and ZeRO-0 in fp32: every parameter is a vector of its own."""
+    tensors = optimizer.parameters
+    found = [_Found(t, (Piece(number, 0, t.numel()),)) for number, t in enumerate(tensors)]
+    return _Read(found, (), every_call=True)
+
+
+def _unfused(wrapper: Any, numbers: dict[int, int]) -> _Read:
     """ZeRO-0 in 16 bit: each parameter has a whole fp32 copy."""
     pairs = [
         pair
         for group, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
         for pair in zip(group, masters, strict=True)
     ]
-    vectors = (Vector(master=m, pieces=(Piece(_number(p, numbers), 0, m.numel()),)) for p, m in pairs)
-    return Layout(vectors={id(vector.master): vector for vector in vectors})
+    found = [_Found(master, (Piece(_number(p, numbers), 0, master.numel()),)) for p, master in pairs]
+    return _Read(found, (), every_call=True)
 
 
-def _stage_1_and_2(wrapper: Any, numbers: Mapping[int, int]) -> Layout:
+def _stage_1_and_2(wrapper: Any, numbers: dict[int, int]) -> _Read:
     masters = wrapper.single_partition_of_fp32_groups
-    return _partitions(wrapper, numbers, masters, wrapper.bit16_groups, wrapper.bit16_groups_flat)
+    found = _partitions(wrapper, numbers, masters, wrapper.bit16_groups, wrapper.bit16_groups_flat)
+    return _Read(found, wrapper.real_dp_process_group, every_call=False)
 
 
-def _bf16(wrapper: Any, numbers: Mapping[int, int]) -> Layout:
+def _bf16(wrapper: Any, numbers: dict[int, int]) -> _Read:
     """BF16_Optimizer: ZeRO-1 in bf16 with gradients summed in fp32."""
     masters = wrapper.fp32_groups_flat_partition
-    return _partitions(wrapper, numbers, masters, wrapper.bf16_groups, wrapper.bf16_groups_flat)
+    found = _partitions(wrapper, numbers, masters, wrapper.bf16_groups, wrapper.bf16_groups_flat)
+    return _Read(found, wrapper.real_dp_process_group, every_call=True)
 
 
 def _partitions(
-    wrapper: Any, numbers: Mapping[int, int], masters: list[Tensor], groups: list[list[Tensor]], flats: list[Tensor]
-) -> Layout:
+    wrapper: Any, numbers: dict[int, int], masters: list[Tensor], groups: list[list[Tensor]], flats: list[Tensor]
+) -> list[_Found]:
     """Each group of parameters is one flat buffer, and a rank steps its share from `begin` to `end`."""
     vectors = []
     for master, group, flat, ranks in zip(masters, groups, flats, wrapper.real_dp_process_group, strict=True):
@@ -119,15 +239,15 @@ def _partitions(
             offset = _offset(parameter, flat)
             start, stop = max(offset, begin), min(offset + parameter.numel(), end)
             if start < stop:
-                pieces.append(Piece(_number(parameter, numbers), start - begin, stop - begin))
-        vectors.append(Vector(master=master, pieces=tuple(pieces), working=flat[begin:end]))
-    return _sharded(wrapper, vectors, wrapper.real_dp_process_group)
+                pieces.append(Piece(_number(parameter, numbers), start - begin, stop - begin, start - offset))
+        vectors.append(_Found(master, tuple(pieces), flat[begin:end]))
+    return vectors
 
 
-def _stage_3(wrapper: Any, numbers: Mapping[int, int]) -> Layout:
+def _stage_3(wrapper: Any, numbers: dict[int, int]) -> _Read:
     """Every parameter is cut over all ranks; the last ones' shards end in padding that nobody ever wrote."""
-    if wrapper.swap_optimizer or wrapper.partial_offload != 1.0 or wrapper.zenflow:
-        raise _refusal("NVMe offload, a part of the optimizer offloaded, or ZenFlow")
+    if wrapper.partial_offload != 1.0 or wrapper.zenflow:
+        raise _refusal("a part of the optimizer offloaded, or ZenFlow")
     vectors = []
     flats, groups = wrapper.fp16_partitioned_groups_flat, wrapper.fp16_groups
     ranks_of = wrapper.sub_group_process_groups
@@ -135,15 +255,17 @@ def _stage_3(wrapper: Any, numbers: Mapping[int, int]) -> Layout:
         pieces = []
         for parameter in group:
             start, shard = _offset(parameter.ds_tensor, flat), parameter.partition_numel()
-            held = min(shard, parameter.ds_numel - dist.get_rank(ranks) * shard)
+            before = dist.get_rank(ranks) * shard
+            held = min(shard, parameter.ds_numel - before)
             if held > 0:
-                pieces.append(Piece(_number(parameter, numbers), start, start + held))
-        vectors.append(Vector(master=master, pieces=tuple(pieces), working=flat))
-    return _sharded(wrapper, vectors, ranks_of)
+                pieces.append(Piece(_number(parameter, numbers), start, start + held, before))
+        vectors.append(_Found(master, tuple(pieces), flat))
+    # From NVMe a sub-group is there for its own call only; no tensor is in two of them.
+    return _Read(vectors, ranks_of, every_call=wrapper.swap_optimizer)
 
 
 # Everything DeepSpeed wraps an optimizer in, by the name of the class, and how to read it.
-_READERS: dict[str, Callable[[Any, Mapping[int, int]], Layout]] = {
+_READERS: dict[str, Callable[[Any, dict[int, int]], _Read]] = {
     "FP16_UnfusedOptimizer": _unfused,
     "DeepSpeedZeroOptimizer": _stage_1_and_2,
     "BF16_Optimizer": _bf16,
@@ -151,22 +273,113 @@ _READERS: dict[str, Callable[[Any, Mapping[int, int]], Layout]] = {
 }
 
 
-def allow_under_zero(optimizer: type) -> None:
-    """Enters a class into ZeRO's list of optimizers, so that zero_allow_untested_optimizer can stay false."""
-    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+def _of_dtensors(parameters: Sequence[Tensor]) -> Layout:
+    """FSDP2 and others that keep DTensors: what is replicated counts on the first of the ranks that have it."""
+    meshes = {parameter.device_mesh for parameter in parameters if isinstance(parameter, DTensor)}
+    if len(meshes) != 1 or not all(isinstance(parameter, DTensor) for parameter in parameters):
+        raise _refusal("DTensors on several meshes, or beside plain tensors")
+    (mesh,) = meshes
+    if mesh.ndim > 1 and mesh.size() != dist.get_world_size():
+        raise _refusal(
+            f"DTensors on a mesh of {mesh.size()} of {dist.get_world_size()} ranks in {mesh.ndim} dimensions"
+        )
+    counted = []
+    for parameter in parameters:
+        where = list(zip(parameter.placements, mesh.get_coordinate(), strict=True))
+        if not all(isinstance(placement, Shard | Replicate) for placement, _ in where):
+            raise _refusal(f"DTensors placed as {parameter.placements}")
+        counted.append(all(place == 0 for placement, place in where if isinstance(placement, Replicate)))
+    vectors = [_Found(p, (Piece(number, 0, _local(p).numel()),)) for number, p in enumerate(parameters)]
+    return _laid_out(
+        vectors, list(range(len(parameters))), counted, num_columns=len(parameters), every_call=True,
+        group=mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD,
+    )  # fmt: skip
 
-    if optimizer not in ZERO_SUPPORTED_OPTIMIZERS:
-        ZERO_SUPPORTED_OPTIMIZERS.append(optimizer)
+
+# Model parallelism: what a rank's parameter is a part of.
 
 
-def _sharded(wrapper: Any, vectors: list[Vector], groups: Sequence[Any]) -> Layout:
-    if any(dist.get_world_size(ranks) != dist.get_world_size() for ranks in groups):
-        raise _refusal("parameters sharded over some of the ranks, as experts are")
-    return Layout(
-        vectors={id(vector.master): vector for vector in vectors},
-        group=groups[0],
-        gradient_norm=lambda: wrapper._global_grad_norm,
+class _Split(NamedTuple):
+    """This rank's place among those that tensor parallelism cuts parameters over."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+
+def _tensor_parallelism(mpu: Any) -> _Split:
+    if mpu is None:
+        return _Split()
+    from deepspeed.utils import bwc
+
+    return _Split(
+        bwc.bwc_tensor_model_parallel_rank(mpu),
+        bwc.bwc_tensor_model_parallel_world_size(mpu),
+        bwc.bwc_tensor_model_parallel_group(mpu),
     )
+
+
+def _pipeline_stages(mpu: Any) -> int:
+    if mpu is None:
+        return 1
+    from deepspeed.utils.bwc import bwc_pipeline_parallel_world_size
+
+    return bwc_pipeline_parallel_world_size(mpu)
+
+
+def _cut_by_tensor_parallelism(optimizer: Any, split: _Split) -> list[bool]:
+    """Whether each parameter is: AutoTP makes it smaller than it was, Megatron's layers mark what they make."""
+    cut = []
+    for parameter, before in zip(optimizer.parameters, optimizer.sizes, strict=True):
+        changed = size(parameter) != before
+        if changed and split.size == 1:
+            raise _refusal("parameters that are smaller than they were, unless attach(engine) says how")
+        marked = any(getattr(parameter, name, False) for name in ("tensor_model_parallel", "model_parallel"))
+        cut.append(changed or (marked and not getattr(parameter, "ds_is_replaced_module", False)))
+    return cut
+
+
+def _columns(parameters: Sequence[Tensor]) -> tuple[list[int], int, int]:
+    """(each parameter's place in a sum, how many places there are, the largest expert parallel size).
+
+    Experts are numbered alike on ranks that have different ones, so those have places of their own.
+    """
+    experts = [p for p in parameters if getattr(p, "allreduce", True) is False]
+    if not experts:
+        return list(range(len(parameters))), len(parameters), 1
+    from deepspeed.utils import groups
+
+    columns, taken, largest = [], 0, 1
+    for parameter in parameters:
+        if getattr(parameter, "allreduce", True) is False:
+            ranks = groups._get_expert_parallel_world_size(parameter.group_name)
+            columns.append(taken + groups._get_expert_parallel_rank(parameter.group_name))
+            taken, largest = taken + ranks, max(largest, ranks)
+        else:
+            columns.append(taken)
+            taken += 1
+    return columns, taken, largest
+
+
+def _sharing(ranks: Sequence[Any], split: _Split) -> Any:
+    """The group of all who have a part of this rank's parameters: the largest of `ranks`, for each tensor rank."""
+    if not ranks:
+        return split.group if split.size > 1 else None
+    data = max(ranks, key=dist.get_world_size)
+    if split.size == 1:
+        return data
+    if split.size * dist.get_world_size(data) == dist.get_world_size():
+        return dist.group.WORLD
+    mine = (dist.get_process_group_ranks(data), dist.get_process_group_ranks(split.group))
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    unions = {tuple(sorted({r for t in tensor for r in everyones[t][0]})) for _, tensor in everyones}
+    made = {union: dist.new_group(list(union)) for union in sorted(unions)}
+    return next(group for union, group in made.items() if dist.get_rank() in union)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _offset(view: Tensor, flat: Tensor) -> int:
@@ -177,32 +390,27 @@ def _offset(view: Tensor, flat: Tensor) -> int:
     return offset
 
 
-def _number(parameter: Tensor, numbers: Mapping[int, int]) -> int:
+def _number(parameter: Tensor, numbers: dict[int, int]) -> int:
     if id(parameter) not in numbers:
         raise _refusal("a parameter that the optimizer was not made with")
     return numbers[id(parameter)]
 
 
-def _require_every_element(layout: Layout, parameters: Sequence[Tensor]) -> None:
+def _require_every_element(layout: Layout, optimizer: Any, cut: list[bool], split: _Split) -> None:
     """Raises ScaleError unless the pieces of all ranks are every trained parameter, once."""
-    counts = torch.zeros(len(parameters), dtype=torch.float64)
-    for piece in _pieces(layout):
-        counts[piece.parameter] += piece.stop - piece.start
-    sizes = [getattr(p, "ds_numel", p.numel()) if p.requires_grad else 0 for p in parameters]
-    wrong = [
-        n for n, (held, size) in enumerate(zip(layout.summed(counts).tolist(), sizes, strict=True)) if held != size
-    ]
-    if wrong:
-        raise _refusal(f"parameter {wrong[0]} and {len(wrong) - 1} others not there whole over the ranks")
-
-
-def _pieces(layout: Layout) -> Iterator[Piece]:
-    for vector in layout.vectors.values():
-        yield from vector.pieces
+    held = layout.summed([
+        (vector, vector.counted.new_tensor([[piece.stop - piece.start for piece in vector.pieces]]))
+        for vector in layout.vectors.values()
+    ])[0, layout.columns].tolist()  # fmt: skip
+    for number, (parameter, before) in enumerate(zip(optimizer.parameters, optimizer.sizes, strict=True)):
+        # What was cut before the optimizer was made is as long as it was.
+        parts = split.size if cut[number] and size(parameter) == before else 1
+        if parameter.requires_grad and held[number] != before * parts:
+            raise _refusal(f"parameter {number}: the ranks have {held[number]:.0f} of {before * parts} elements")
 
 
 def _refusal(what: str) -> ScaleError:
     return ScaleError(
         f"optimizer: an exact trust ratio is not available for {what}",
-        hint="data parallelism with ZeRO 0 to 3, optimizer on the device or the CPU, DeepSpeed 0.19.8",
+        hint="ZeRO 0 to 3 of DeepSpeed 0.19.8 with tensor, pipeline and expert parallelism, DTensors, plain torch",
     )

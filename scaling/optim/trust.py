@@ -1,13 +1,14 @@
-"""What LAMB and LARS share: a step that is scaled by a ratio of norms of each whole tensor, wherever its elements are.
+"""What LAMB, LARS and LANS share: steps scaled by norms of whole tensors, wherever their elements are.
 
-A step is two sweeps with one all-reduce between: `measure` advances the moments and sums squares over the pieces that
-this rank has, `apply` moves the weights by the ratio of the sums. ZeRO calls step() once per group of parameters (stage
-3: per sub-group); sweeps of earlier calls wait for the last, so that there is one all-reduce per step. Squares are
-summed in fp64: how a tensor is cut then does not show in its ratio, and torch's fp32 norm on a CPU, a running sum, is
-off by 3.6e-3 for a vocabulary of 30,522 x 768.
+A vector's step is a generator: it yields sums of squares over the pieces that this rank has, is sent those of the whole
+tensors, and moves its weights. All vectors go in lockstep, so that LAMB and LARS take one all-reduce a step. ZeRO calls
+step() once per group of parameters (stage 3: per sub-group); what follows the all-reduce waits for the last of them.
+Squares are summed in fp64: how a tensor is cut then does not show in its ratio, and torch's fp32 norm on a CPU, a
+running sum, is off by 3.6e-3 for a vocabulary of 30,522 x 768.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Generator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,28 +16,25 @@ from torch import Tensor
 
 from scaling.errors import ScaleError
 from scaling.optim import layout
+from scaling.optim.kernels.rows import squared_norms
 from scaling.optim.layout import Layout, Vector
 
-# Elements that the sweeps take at once: on a CPU the 2 MB of w, g, m and v that a core's cache holds, on a GPU as many
-# as keep the temporaries to 0.2 GB.
-_BATCH = {"cpu": 1 << 17}
-_BATCH_OF_A_GPU = 1 << 24
+Sweeps = Generator[Tensor, Tensor, None]
 
 
-class _Sweep(NamedTuple):
-    """A vector that was measured; `kept` is what its second sweep needs beside the states."""
+class _Going(NamedTuple):
+    """A vector in the middle of its step, and the sums that it last yielded."""
 
     vector: Vector
-    group: dict[str, Any]
+    sweeps: Sweeps
     squares: Tensor
-    kept: Any
 
 
 class TrustRatioOptimizer(torch.optim.Optimizer):
     """The base. Groups with weight_decay 0, and parameters in `exclude`, do not decay.
 
-    Under DeepSpeed call `attach(engine)` after deepspeed.initialize; without, a tensor that was not among the
-    constructor's is refused. A subclass says how to `measure`, to `apply`, and what the `ratios` are.
+    How the parameters are cut is learned at the first step, from whoever calls it; `attach(engine)` right after
+    deepspeed.initialize says at once whether it is a way that can be followed. A subclass has `sweeps` and `ratios`.
     """
 
     def __init__(
@@ -46,29 +44,46 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         excluded = {id(parameter) for parameter in exclude}
         pairs = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         self.parameters = [parameter for parameter, _ in pairs]
+        self.sizes = [layout.size(parameter) for parameter in self.parameters]  # before an engine cuts them
         # By parameter, not by group: at stage 3 loading a universal checkpoint gives all groups the first one's values.
         self.decays = [group["weight_decay"] != 0 and id(parameter) not in excluded for parameter, group in pairs]
-        self.trust_ratios: list[float] = []  # of the last step, by parameter
+        self._weight_decays = [
+            group["weight_decay"] * decays for (_, group), decays in zip(pairs, self.decays, strict=True)
+        ]
         self._normalize = normalize
         self._layout: Layout | None = None
-        self._waiting: list[_Sweep] = []
-        self._gradient_scale = 1.0
+        self._waiting: list[_Going] = []
+        self._gradient_scale: Tensor | None = None
+        self._squares: Tensor | None = None
+        if "deepspeed" in sys.modules:
+            layout.allow_under_zero(type(self))
 
     def attach(self, engine: Any) -> None:
         """Learns how `engine`, made with this optimizer, cuts its parameters. Raises ScaleError where it cannot."""
-        self._layout = layout.of(engine, self, self.parameters, wants_norm=self._normalize)
+        self._layout = layout.of_engine(engine, self, wants_norm=self._normalize)
 
-    def measure(self, vector: Vector, group: dict[str, Any], gradient_scale: float) -> tuple[Tensor, Any]:
-        """Advances the states; (squares of weights and updates, [2, pieces] in fp64; what `apply` needs)."""
+    def sweeps(self, vector: Vector, group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
+        """One step of a vector: yields [k, pieces] sums of squares in fp64, is sent those of the pieces' tensors.
+
+        What is read of the gradient after a yield must be kept in a variable: ZeRO lets go of it.
+        """
         raise NotImplementedError
 
-    def ratios(self, weight_norms: Tensor, update_norms: Tensor) -> Tensor:
-        """Each parameter's trust ratio from the norms of the whole tensors."""
+    def ratios(self, squares: Tensor, weight_decay: Tensor) -> Tensor:
+        """Trust ratios [n] from the last sums of squares [k, n] of whole tensors and their decay [n]."""
         raise NotImplementedError
 
-    def apply(self, vector: Vector, group: dict[str, Any], ratios: list[float], kept: Any) -> None:
-        """Moves the weights of `vector`, each piece by its ratio."""
-        raise NotImplementedError
+    def weight_decay_of(self, vector: Vector, group: dict[str, Any]) -> list[float]:
+        """Of each piece."""
+        return [group["weight_decay"] * self.decays[piece.parameter] for piece in vector.pieces]
+
+    @property
+    def trust_ratios(self) -> Tensor:
+        """Of the last step, in the order of the parameters; of each one's own expert where those differ by rank."""
+        if self._squares is None or self._layout is None:
+            return torch.ones(len(self.parameters), dtype=torch.float64)
+        squares = self._squares[:, self._layout.columns]
+        return self.ratios(squares, squares.new_tensor(self._weight_decays))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,37 +93,39 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         if self._layout is None:
             if self._is_trial(handed):
                 return loss
-            self._layout = layout.whole(self.parameters)
+            self._layout = layout.of_caller(self, [t for t, _ in handed], wants_norm=self._normalize)
         earlier = len(self._waiting)
         if not earlier:
-            self._gradient_scale = self._scale([t.grad for t, _ in handed]) if self._normalize else 1.0
+            self._gradient_scale = self._scale([t.grad for t, _ in handed]) if self._normalize else None
         for tensor, group in handed:
             vector = self._layout.vectors.get(id(tensor))
-            if vector is None or any(sweep.vector is vector for sweep in self._waiting):
+            if vector is None or any(going.vector is vector for going in self._waiting):
                 raise ScaleError(
                     "optimizer: step() got a tensor that is no parameter of its own, or the same one twice",
-                    hint="call attach(engine) after deepspeed.initialize",
+                    hint="one Lamb for each engine; attach(engine) again after its parameters were laid out anew",
                 )
-            self._waiting.append(_Sweep(vector, group, *self.measure(vector, group, self._gradient_scale)))
-        if self._layout.group is None or len(self._waiting) == len(self._layout.vectors):
+            sweeps = self.sweeps(vector, group, self._gradient_scale)
+            self._waiting.append(_Going(vector, sweeps, next(sweeps)))
+        if self._layout.every_call or len(self._waiting) == len(self._layout.vectors):
             self._finish(self._layout, earlier)
         return loss
 
     def _finish(self, where: Layout, earlier: int) -> None:
-        """The all-reduce and the second sweeps; the model's copies of the first `earlier` vectors are made anew."""
-        sweeps, self._waiting = self._waiting, []
-        if not sweeps:
-            return
-        device = sweeps[0].squares.device
-        sums = torch.zeros(2, len(self.parameters), dtype=torch.float64, device=device)
-        owners = [[piece.parameter for piece in sweep.vector.pieces] for sweep in sweeps]
-        for sweep, owner in zip(sweeps, owners, strict=True):
-            sums.index_add_(1, torch.tensor(owner, dtype=torch.long, device=device), sweep.squares)
-        self.trust_ratios = self.ratios(*where.summed(sums).sqrt()).tolist()
-        for sweep, owner in zip(sweeps, owners, strict=True):
-            self.apply(sweep.vector, sweep.group, [self.trust_ratios[number] for number in owner], sweep.kept)
-        for sweep in sweeps[:earlier]:  # DeepSpeed copied these when their call returned, before their second sweep
-            sweep.vector.working.copy_(sweep.vector.master)
+        """The all-reduce and what follows it; the model's copies of the first `earlier` vectors are made anew."""
+        going, self._waiting = self._waiting, []
+        late = going[:earlier]  # DeepSpeed copied these when their call returned
+        while going:
+            self._squares = where.summed([(entry.vector, entry.squares) for entry in going])
+            still = []
+            for vector, sweeps, _ in going:
+                try:
+                    squares = sweeps.send(self._squares[:, vector.columns])
+                    still.append(_Going(vector, sweeps, squares))
+                except StopIteration:
+                    pass
+            going = still
+        for entry in late:
+            entry.vector.working.copy_(entry.vector.master)
 
     def _is_trial(self, handed: list[tuple[Tensor, Any]]) -> bool:
         """Whether this is the step with zero gradients that a wrapper takes when it is made.
@@ -119,47 +136,10 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         own = {id(parameter) for parameter in self.parameters}
         return any(id(t) not in own for t, _ in handed) and not any(bool(t.grad.any()) for t, _ in handed)
 
-    def _scale(self, gradients: list[Tensor]) -> float:
+    def _scale(self, gradients: list[Tensor]) -> Tensor:
         """What makes the global gradient norm 1."""
         if self._layout is not None and self._layout.gradient_norm is not None:
-            norm = float(self._layout.gradient_norm())
+            norm = torch.as_tensor(self._layout.gradient_norm(), device=gradients[0].device)
         else:
-            norm = sum(float(squared_norms([g]).sum()) for g in gradients) ** 0.5
-        return 1 / norm if norm > 0 else 1.0
-
-
-def pieces_of(vector: Vector, tensor: Tensor) -> list[Tensor]:
-    """The part of `tensor`, which is as long as the vector, that each piece means."""
-    flat = tensor.detach().view(-1) if tensor.is_contiguous() else tensor.detach().reshape(-1)
-    return [flat[piece.start : piece.stop] for piece in vector.pieces]
-
-
-def batches(*rows: Sequence[Tensor]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
-    """`rows` of equally long tensors side by side, in runs that fit a cache: (which tensors, their parts by row)."""
-    if not rows[0]:
-        return
-    room = limit = _BATCH.get(rows[0][0].device.type, _BATCH_OF_A_GPU)
-    numbers: list[int] = []
-    parts: list[list[Tensor]] = [[] for _ in rows]
-    for number, tensors in enumerate(zip(*rows, strict=True)):
-        start, length = 0, tensors[0].numel()
-        while start < length:
-            stop = min(length, start + room)
-            numbers.append(number)
-            for row, tensor in zip(parts, tensors, strict=True):
-                row.append(tensor[start:stop])
-            room -= stop - start
-            start = stop
-            if not room:
-                yield numbers, parts
-                room, numbers, parts = limit, [], [[] for _ in rows]
-    if numbers:
-        yield numbers, parts
-
-
-def squared_norms(tensors: list[Tensor]) -> Tensor:
-    """Each tensor's sum of squares, summed in fp64."""
-    if tensors[0].device.type == "cpu":  # three times as fast here as vector_norm with dtype=float64
-        doubles = [tensor.double().flatten() for tensor in tensors]
-        return torch.stack([torch.dot(double, double) for double in doubles])
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64)).square()
+            norm = squared_norms([gradient.flatten() for gradient in gradients]).sum().sqrt()
+        return torch.where(norm > 0, 1 / norm, 1.0)
