@@ -63,9 +63,9 @@ class Lamb(TrustRatioOptimizer):
         kernel: KernelName = "auto",
     ) -> None:
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, exclude=exclude, normalize=normalize_gradients)
         self.bias_correction, self.trust_clip, self.always_adapt = bias_correction, trust_clip, always_adapt
         self.kernel: KernelName = kernel
+        super().__init__(params, defaults, exclude=exclude, normalize=normalize_gradients)
 
     def sweeps(self, vector: Vector, group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
         state = self.state[vector.tensor]

@@ -105,26 +105,26 @@ def of_engine(engine: Any, optimizer: Any, *, wants_norm: bool) -> Layout:
 
 
 def of_caller(optimizer: Any, handed: Sequence[Tensor], *, wants_norm: bool) -> Layout:
-    """The layout of the first step(): its tensors are the parameters, or a DeepSpeed wrapper among its callers knows.
+    """The layout of the first step(), whose caller knows: an engine or wrapper of DeepSpeed's; else plain torch.
 
-    Nothing that belongs to the optimizer refers to that wrapper, hence the look at the callers.
+    Nothing that belongs to the optimizer refers to those, hence the look at the callers.
     """
-    own = {id(parameter) for parameter in optimizer.parameters}
-    if all(id(tensor) in own for tensor in handed):
-        if any(isinstance(tensor, DTensor) for tensor in handed):
-            if wants_norm:
-                raise _refusal("gradients normalised as DTensors; clip_grad_norm_ can do it before the step")
-            return _of_dtensors(optimizer.parameters)
-        return _of(optimizer, optimizer, None, wants_norm=wants_norm)
+    if any(isinstance(tensor, DTensor) for tensor in handed):
+        if wants_norm:
+            raise _refusal("gradients normalised as DTensors; clip_grad_norm_ can do it before the step")
+        return _of_dtensors(optimizer.parameters)
     frame = sys._getframe(1)
     while frame := frame.f_back:
         caller = frame.f_locals.get("self")
-        if type(caller).__name__ in _READERS and getattr(caller, "optimizer", None) is optimizer:
-            from deepspeed.utils import groups
-
-            mpu = getattr(caller, "mpu", None) or (groups if groups._TENSOR_MODEL_PARALLEL_GROUP else None)
-            return _of(caller, optimizer, mpu, wants_norm=wants_norm)
-    raise _refusal("tensors that are not its parameters and come from no wrapper of DeepSpeed's")
+        if getattr(caller, "optimizer", None) is optimizer:
+            if type(caller).__name__ in _READERS:
+                return _of(caller, optimizer, getattr(caller, "mpu", None) or _autotp(), wants_norm=wants_norm)
+            if any(ancestor.__name__ == "DeepSpeedEngine" for ancestor in type(caller).__mro__):
+                return of_engine(caller, optimizer, wants_norm=wants_norm)
+    own = {id(parameter) for parameter in optimizer.parameters}
+    if not all(id(tensor) in own for tensor in handed):
+        raise _refusal("tensors that are not its parameters and come from no wrapper of DeepSpeed's")
+    return _of(optimizer, optimizer, None, wants_norm=wants_norm)
 
 
 def allow_under_zero(optimizer: type) -> None:
@@ -317,6 +317,13 @@ def _tensor_parallelism(mpu: Any) -> _Split:
         bwc.bwc_tensor_model_parallel_world_size(mpu),
         bwc.bwc_tensor_model_parallel_group(mpu),
     )
+
+
+def _autotp() -> Any:
+    """What stands for an mpu where DeepSpeed itself cuts tensors; ZeRO-3's wrapper keeps none."""
+    from deepspeed.utils import groups
+
+    return groups if groups._TENSOR_MODEL_PARALLEL_GROUP is not None else None
 
 
 def _pipeline_stages(mpu: Any) -> int:

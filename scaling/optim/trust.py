@@ -8,6 +8,7 @@ running sum, is off by 3.6e-3 for a vocabulary of 30,522 x 768.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Collection, Generator
 from typing import Any, NamedTuple
 
@@ -50,6 +51,11 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         self._weight_decays = [
             group["weight_decay"] * decays for (_, group), decays in zip(pairs, self.decays, strict=True)
         ]
+        if not any(self.decays) and not getattr(self, "always_adapt", False):
+            warnings.warn(
+                f"no parameter decays, so that every trust ratio of {type(self).__name__} is 1: give it weight_decay",
+                stacklevel=3,
+            )
         self._normalize = normalize
         self._layout: Layout | None = None
         self._waiting: list[_Going] = []

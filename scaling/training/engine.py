@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from scaling import models
-from scaling.optim import Lamb, layout
+from scaling.optim import Lamb
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 
@@ -28,7 +28,6 @@ def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> A
     if recipe.optimizer.name == "adamw":  # DeepSpeed makes it, by the ds_config
         engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=groups, config=config)
         return engine
-    layout.allow_under_zero(Lamb)
     optimizer = Lamb(groups, **recipe.optimizer.model_dump(exclude={"name", "weight_decay"}))
     engine, *_ = deepspeed.initialize(model=wrapped, optimizer=optimizer, config=config)
     optimizer.attach(engine)
@@ -62,15 +61,32 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
+def backward(engine: Any, loss: torch.Tensor) -> None:
+    """Adds the gradients of `loss`.
+
+    At stage 0 in fp16 DeepSpeed divides gradients by a loss scale that it never multiplied the loss by (0.19.8,
+    runtime/engine.py:3418 scales for a ZeROOptimizer, which FP16_Optimizer is not): small gradients are lost, and
+    nothing is ever clipped.
+    """
+    if _loss_is_not_scaled(engine):
+        loss = loss * engine.optimizer.loss_scale
+    engine.backward(loss, scale_wrt_gas=False)
+
+
 def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
     """Takes the optimizer step and returns the global gradient norm before clipping.
 
     DeepSpeed reports no norm for fp32 at stage 0 (0.19.8: get_global_grad_norm() is None); there every rank holds
-    the whole reduced gradient, and the norm is computed here.
+    the whole reduced gradient, and the norm is computed here. FP16_UnfusedOptimizer's is that of scaled gradients.
     """
     if engine.zero_optimization_stage() > 0:
         engine.step()
         return engine.get_global_grad_norm()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    scale = engine.optimizer.loss_scale if _loss_is_not_scaled(engine) else 1.0
+    norm = torch.nn.utils.get_total_norm([p.grad.float() for p in engine.module.parameters() if p.grad is not None])
     engine.step()
-    return norm
+    return norm / scale
+
+
+def _loss_is_not_scaled(engine: Any) -> bool:
+    return engine.fp16_enabled() and engine.zero_optimization_stage() == 0

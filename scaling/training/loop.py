@@ -14,7 +14,7 @@ from scaling.data import IGNORED, Corpus, micro_batch_indices
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import checkpoint
-from scaling.training.engine import set_learning_rate, step_and_gradient_norm
+from scaling.training.engine import backward, set_learning_rate, step_and_gradient_norm
 from scaling.training.memory import MemoryGauge
 from scaling.training.progress import Talk
 from scaling.training.ranks import Ranks
@@ -78,7 +78,7 @@ class Training:
             last = number == len(micro_batches) - 1
             with self.gauge.watching(engine.module, on=watch_memory and last):
                 micro_loss = engine(**batch)
-                engine.backward(micro_loss * scale, scale_wrt_gas=False)
+                backward(engine, micro_loss * scale)
                 loss_sum += micro_loss.detach()
                 del micro_loss
                 if last:

@@ -1,6 +1,5 @@
 """Twenty steps of a tiny model: on real DeepSpeed ranks with our optimizers, and in one process by the papers."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import T5Config, T5ForConditionalGeneration
 
 from scaling import models
-from scaling.optim import Lamb, Lars
+from scaling.optim import Lamb
 from scaling.shape import Shape
+from tests.optim.papers import Moments, lamb, trained_by_the_paper
 from tests.ranks import on_ranks
 
 STEPS = 20
@@ -27,11 +28,16 @@ _SIZES = {
 SHAPES = {family: Shape(name="tiny", family=family, **_SIZES) for family in ("gpt2", "bert")}
 LAMB = {"lr": 4e-3, "weight_decay": 0.01}
 LARS = {"lr": 4.0, "weight_decay": 0.01, "trust_coefficient": 0.001}
+# A GPT's key biases have no gradient but rounding, which LANS and a small eps would make steps of.
+LANS = {"lr": 4e-3, "weight_decay": 0.01, "eps": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A way to run. `zero` is DeepSpeed's zero_optimization beside the stage; `groups` 2: decay and no decay apart."""
+    """A way to run. `zero` is DeepSpeed's zero_optimization beside the stage; `groups` 2: decay and no decay apart.
+
+    `loss_scale` is fp16's: fixed, or what a dynamic one starts from. Not `attached`: the optimizer finds out itself.
+    """
 
     stage: int
     family: str = "gpt2"
@@ -44,14 +50,26 @@ class Case:
     frozen: tuple[str, ...] = ()
     accumulation: int = 1
     dirty: bool = False
+    attached: bool = True
+    loss_scale: int = 0
+    dynamic: bool = False
+
+    @property
+    def precision_config(self) -> dict[str, Any]:
+        if self.precision == "fp32":
+            return {}
+        scaling = {"loss_scale": 0 if self.dynamic else self.loss_scale, "hysteresis": 1, "loss_scale_window": 1000}
+        scaling["initial_scale_power"] = self.loss_scale.bit_length() - 1
+        return {self.precision: {"enabled": True, **(scaling if self.precision == "fp16" else {})}}
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """`spoiled` are the elements of padding, over all ranks, that were made NaN."""
+    """`spoiled` are the elements of padding, over all ranks, that were made NaN; `skipped` steps overflowed."""
 
     weights: dict[str, np.ndarray]
     all_reduces: int
+    skipped: int
     wrapper: str
     spoiled: int
 
@@ -62,13 +80,35 @@ def batch(step: int) -> torch.Tensor:
 
 def build(case: Case) -> torch.nn.Module:
     """The model as if it had trained for a while: biases of a size of their own instead of zero."""
-    model = models.build(SHAPES[case.family], seed=5)
+    model = _encoder_decoder() if case.family == "t5" else models.build(SHAPES[case.family], seed=5)
     generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not (case.frozen and name.endswith(case.frozen)))
         if parameter.ndim < 2:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def _encoder_decoder() -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        sizes = {"d_model": 36, "d_kv": 12, "d_ff": 140, "num_layers": 2, "num_heads": 3, "vocab_size": 151}
+        config = T5Config(**sizes, dropout_rate=0.0, use_cache=False, relative_attention_num_buckets=7)
+        return T5ForConditionalGeneration(config)
+
+
+class Summed(torch.nn.Module):
+    """A model and its summed cross-entropy over ids that it is to repeat; T5 has them on both sides."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        both = {"decoder_input_ids": ids} if isinstance(self.model, T5ForConditionalGeneration) else {}
+        logits = self.model(input_ids=ids, **both).logits.flatten(0, 1)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(wide, ids.flatten(), reduction="sum")
 
 
 def grouped(case: Case, named: dict[str, torch.Tensor], dims: Callable[[torch.Tensor], int]) -> dict[str, Any]:
@@ -92,6 +132,10 @@ def _engines(cases: dict[str, Case]) -> dict[str, Outcome]:
     from scaling.training import ranks
 
     here = ranks.join()
+    if any(case.precision == "fp16" for case in cases.values()):
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        CPU_Accelerator.is_fp16_supported = lambda self: True  # slow here, and right
     try:
         return {name: _engine(case, here) for name, case in cases.items()}
     finally:
@@ -101,13 +145,11 @@ def _engines(cases: dict[str, Case]) -> dict[str, Outcome]:
 def _engine(case: Case, here: Any) -> Outcome:
     import deepspeed
 
-    from scaling.optim import layout
+    from scaling.training.engine import backward
 
-    model = models.WithLoss(build(case))
+    model = Summed(build(case))
     named = dict(model.named_parameters())
     optimizer = case.make(**grouped(case, named, lambda p: p.ndim), **case.arguments)
-    if hasattr(optimizer, "attach"):
-        layout.allow_under_zero(type(optimizer))
     micro = BATCH // (here.world_size * case.accumulation)
     config = {
         "train_micro_batch_size_per_gpu": micro,
@@ -120,25 +162,25 @@ def _engine(case: Case, here: Any) -> Outcome:
             "round_robin_gradients": False, "stage3_param_persistence_threshold": 100, **case.zero,
         },
         "steps_per_print": 2**31 - 1,
-        **({"bf16": {"enabled": True}} if case.precision == "bf16" else {}),
+        **case.precision_config,
         **case.config,
     }  # fmt: skip
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    if hasattr(optimizer, "attach"):
+    if hasattr(optimizer, "attach") and case.attached:
         optimizer.attach(engine)
     spoiled = _spoil_padding(engine) if case.dirty else 0
-    counted = _counted_all_reduces(optimizer)
+    counted = counted_all_reduces(optimizer)
     for step in range(STEPS):
         rows = batch(step).split(micro)
         for part in range(case.accumulation):
             ids = rows[part * here.world_size + here.rank]
-            engine.backward(engine(ids, ids) * here.world_size / (BATCH * SEQ), scale_wrt_gas=False)
+            backward(engine, engine(ids) * here.world_size / (BATCH * SEQ))
             engine.step()
     with deepspeed.zero.GatheredParameters(list(named.values()), enabled=case.stage == 3):
         weights = {name.removeprefix("model."): p.detach().float().numpy().copy() for name, p in named.items()}
-    wrapper = type(engine.optimizer).__name__
+    wrapper, skipped = type(engine.optimizer).__name__, engine.skipped_steps
     engine.destroy()
-    return Outcome(weights=weights, all_reduces=counted(), wrapper=wrapper, spoiled=spoiled)
+    return Outcome(weights=weights, all_reduces=counted(), skipped=skipped, wrapper=wrapper, spoiled=spoiled)
 
 
 def _spoil_padding(engine: Any) -> int:
@@ -153,7 +195,7 @@ def _spoil_padding(engine: Any) -> int:
     return spoiled
 
 
-def _counted_all_reduces(optimizer: Any) -> Callable[[], int]:
+def counted_all_reduces(optimizer: Any) -> Callable[[], int]:
     """Counts every all-reduce from within optimizer.step."""
     seen, step, all_reduce = [], optimizer.step, torch.distributed.all_reduce
 
@@ -173,23 +215,31 @@ def _counted_all_reduces(optimizer: Any) -> Callable[[], int]:
 
 
 def in_one_process(case: Case, world_size: int) -> dict[str, np.ndarray]:
-    """The optimizer on whole tensors in plain torch: bf16 weights, fp32 masters, gradients averaged in bf16 as by ZeRO.
+    """The optimizer on whole tensors in plain torch: 16-bit weights, fp32 masters, gradients averaged as by DeepSpeed.
 
-    With as many threads as a rank has, since the sums of a bf16 matmul depend on it.
+    That is divided before they are summed, at stage 0 after, which tells where fp16 is at its end. With as many threads
+    as a rank has, since the sums of a bf16 matmul depend on it. Steps whose gradients overflow are left out, and halve
+    a dynamic loss scale.
     """
-    model = models.WithLoss(build(case)).bfloat16()
+    before, after = (world_size, 1) if case.stage else (1, world_size)
+    model = Summed(build(case)).to({"bf16": torch.bfloat16, "fp16": torch.float16}[case.precision])
     named = dict(model.named_parameters())
     masters = {name: p.detach().float() for name, p in named.items()}
     optimizer = case.make(**grouped(case, masters, lambda p: p.ndim), **case.arguments)
+    loss_scale = float(case.loss_scale or 1)
     for step in range(STEPS):
         sums = {name: torch.zeros_like(p) for name, p in named.items()}
         for ids in batch(step).split(BATCH // world_size):
             model.zero_grad()
-            (model(ids, ids) * world_size / (BATCH * SEQ)).backward()
+            (model(ids) * world_size / (BATCH * SEQ) * loss_scale).backward()
             for name, p in named.items():
-                sums[name] += p.grad / world_size
+                sums[name] += p.grad / before
+        sums = {name: total / after for name, total in sums.items()}
+        if not all(total.isfinite().all() for total in sums.values()):
+            loss_scale /= 2
+            continue
         for name, master in masters.items():
-            master.grad = sums[name].float()
+            master.grad = sums[name].float() / loss_scale
         optimizer.step()
         with torch.no_grad():
             for name, p in named.items():
@@ -198,69 +248,22 @@ def in_one_process(case: Case, world_size: int) -> dict[str, np.ndarray]:
 
 
 def by_the_paper(case: Case) -> dict[str, np.ndarray]:
-    """The whole run in float64 in one process: model, gradients and optimizer, each formula as printed.
-
-    Computed once for cases that differ in machinery only.
-    """
-    mathematics = str((case.family, case.make is Lars, case.arguments, case.frozen, case.config))
+    """The whole run in float64 in one process; computed once for cases that differ in machinery only."""
+    mathematics = str((case.family, case.make.__name__, case.arguments, case.frozen, case.config))
     if mathematics not in _papers:
-        _papers[mathematics] = _by_the_paper(case)
+        weights = trained_by_the_paper(
+            build(case), _loss, STEPS, Lamb if case.make is NaiveLamb else case.make, case.arguments,
+            clip=case.config.get("gradient_clipping", 0.0),
+        )  # fmt: skip
+        _papers[mathematics] = {name: weight.numpy() for name, weight in weights.items()}
     return _papers[mathematics]
 
 
 _papers: dict[str, dict[str, np.ndarray]] = {}
 
 
-def _by_the_paper(case: Case) -> dict[str, np.ndarray]:
-    model = build(case).double()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    rule = _lars if case.make is Lars else _lamb
-    moments: dict[str, list[torch.Tensor]] = {n: [torch.zeros_like(p), torch.zeros_like(p)] for n, p in trained.items()}
-    clip = case.config.get("gradient_clipping", 0.0)
-    for step in range(STEPS):
-        ids = batch(step)
-        model.zero_grad()
-        F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten()).backward()
-        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trained.values()))
-        scale = clip / (norm + 1e-6) if clip and norm > clip else 1.0
-        if case.arguments.get("normalize_gradients"):
-            scale = 1 / norm
-        with torch.no_grad():
-            for name, p in trained.items():
-                rule(p, p.grad * scale, moments[name], step + 1, **{**case.arguments, "decays": p.ndim >= 2})
-    return {name: p.detach().numpy() for name, p in model.named_parameters()}
-
-
-def _lamb(
-    x: torch.Tensor, g: torch.Tensor, moments: list[torch.Tensor], t: int, *, lr: float, weight_decay: float,
-    decays: bool, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, bias_correction: str = "moments",
-    trust_clip: tuple[float, float] | None = None, always_adapt: bool = False, normalize_gradients: bool = False,
-) -> None:  # fmt: skip
-    """You et al. 2020, algorithm 2."""
-    (m, v), (b1, b2) = moments, betas
-    m.copy_(b1 * m + (1 - b1) * g)
-    v.copy_(b2 * v + (1 - b2) * g * g)
-    correct = bias_correction == "moments"
-    r = (m / (1 - b1**t) if correct else m) / ((v / (1 - b2**t) if correct else v).sqrt() + eps)
-    u = r + weight_decay * x if decays else r
-    ratio = 1.0
-    if (decays or always_adapt) and float(x.norm()) > 0 and float(u.norm()) > 0:
-        ratio = float(x.norm() / u.norm())
-    if (decays or always_adapt) and trust_clip:
-        ratio = min(max(ratio, trust_clip[0]), trust_clip[1])
-    length = math.sqrt(1 - b2**t) / (1 - b1**t) if bias_correction == "step" else 1.0
-    x -= lr * length * ratio * u
-
-
-def _lars(
-    w: torch.Tensor, g: torch.Tensor, moments: list[torch.Tensor], t: int, *, lr: float, weight_decay: float,
-    decays: bool, trust_coefficient: float, momentum: float = 0.9,
-) -> None:  # fmt: skip
-    """You, Gitman & Ginsburg 2017, algorithm 1."""
-    beta = weight_decay if decays else 0.0
-    rate = lr * trust_coefficient * w.norm() / (g.norm() + beta * w.norm()) if decays else lr
-    moments[0].copy_(momentum * moments[0] + rate * (g + beta * w))
-    w -= moments[0]
+def _loss(model: torch.nn.Module, step: int) -> torch.Tensor:
+    return Summed(model)(batch(step)) / (BATCH * SEQ)
 
 
 class NaiveLamb(torch.optim.Optimizer):
@@ -274,10 +277,10 @@ class NaiveLamb(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]
-                state.setdefault("moments", [torch.zeros_like(p), torch.zeros_like(p)])
+                state.setdefault("kept", Moments(p))
                 state["t"] = state.get("t", 0) + 1
                 decay = group["weight_decay"]
-                _lamb(p, p.grad, state["moments"], state["t"], lr=group["lr"], weight_decay=decay, decays=decay > 0)
+                lamb(p, p.grad, state["kept"], state["t"], lr=group["lr"], weight_decay=decay, decays=decay > 0)
 
 
 def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
