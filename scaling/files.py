@@ -53,6 +53,10 @@ def write_folder(folder: Path, texts: Mapping[str, str], field: str) -> None:
     replaced: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for final in (folder / name for name in contents):
+            if final.exists() and not (final.is_file() or final.is_dir()):
+                # A rename would put a file in its place, for root in that of /dev/null too.
+                raise InputError(field, str(final), "is a device or a pipe", hint="name a file")
         for name, content in contents.items():
             handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
             fresh[folder / name] = Path(temporary)

@@ -117,6 +117,15 @@ def test_where_one_file_cannot_be_replaced_none_is_and_no_temporary_stays(tmp_pa
     assert _snapshot(tmp_path) == before
 
 
+def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path):
+    # `--out /dev/null`, typed by root, replaced the device itself.
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"^out: .*pipe' is a device or a pipe"):
+        write_folder(tmp_path, {"one.json": "new", "pipe": "new"}, "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_where_a_text_cannot_be_encoded_none_is_written_and_no_temporary_stays(tmp_path):
     (tmp_path / "one.json").write_text("old")
     with pytest.raises((InputError, UnicodeEncodeError)):  # a lone surrogate has no UTF-8

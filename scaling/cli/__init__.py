@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from scaling.cli import calibrate, check, export, generate, hardware, memory, plan, report, validate
+from scaling.cli import batch, calibrate, check, export, generate, hardware, memory, plan, report, validate
 from scaling.errors import ScaleError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("report")(report.report)
 app.command("validate")(validate.validate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("check")(check.check)
+app.command("batch")(batch.batch)
 
 
 @app.callback(invoke_without_command=True)
