@@ -85,7 +85,7 @@ class Lamb(TrustRatioOptimizer):
         rows = rows._replace(gs=[])  # ZeRO may free them
         squares[1] *= terms.factor**2
         whole = yield squares
-        ratios = self.ratios(whole, whole.new_tensor(self.weight_decay_of(vector, group)))
+        ratios = self.ratios(whole, self.weight_decay_of(vector, group))
         kernel.apply(rows, terms, -group["lr"] * terms.length * ratios)
 
     def ratios(self, squares: Tensor, weight_decay: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ class Lans(TrustRatioOptimizer):
         norms = (yield squares)[0].sqrt()
         scales = torch.where(norms > 0, 1 / norms, 0.0)
 
-        weight_decay, step = self.weight_decay_of(vector, group), state["step"]
+        weight_decay = [group["weight_decay"] * self.decays[piece.parameter] for piece in vector.pieces]
+        step = state["step"]
 
         def directions(which: slice, ws: list[Tensor], gs: list[Tensor], ms: list[Tensor], vs: list[Tensor]) -> Any:
             """r and c of some parts."""
@@ -74,10 +75,9 @@ class Lans(TrustRatioOptimizer):
             r, c = directions(which, some_ws, units, some_ms, some_vs)
             squares[:, which] += torch.stack([squared_norms(some) for some in (some_ws, r, c)])
         whole = yield squares
-        weight_decays = whole.new_tensor(weight_decay)
+        decay = self.weight_decay_of(vector, group)
         r_rates, c_rates = (
-            -group["lr"] * share * self._ratios(whole[0], whole[row], weight_decays)
-            for row, share in ((1, b1), (2, 1 - b1))
+            -group["lr"] * share * self._ratios(whole[0], whole[row], decay) for row, share in ((1, b1), (2, 1 - b1))
         )
         for which, (some_ws, some_gs, some_ms, some_vs) in batches(ws, gs, ms, vs):
             r, c = directions(which, some_ws, _scaled(some_gs, scales[which]), some_ms, some_vs)

@@ -40,8 +40,8 @@ class Lars(TrustRatioOptimizer):
         for which, (some_ws, some_gs) in batches(ws, gs):
             squares[:, which] += torch.stack([squared_norms(some_ws), squared_norms(some_gs)])
         whole = yield squares
-        weight_decay = self.weight_decay_of(vector, group)
-        rates = group["lr"] * self.ratios(whole, whole.new_tensor(weight_decay))
+        rates = group["lr"] * self.ratios(whole, self.weight_decay_of(vector, group))
+        weight_decay = [group["weight_decay"] * self.decays[piece.parameter] for piece in vector.pieces]
         for which, (some_ws, some_ms, some_gs) in batches(ws, ms, gs):
             updates = torch._foreach_mul(some_ws, weight_decay[which])
             torch._foreach_add_(updates, some_gs)

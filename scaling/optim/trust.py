@@ -58,6 +58,7 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
             )
         self._normalize = normalize
         self._layout: Layout | None = None
+        self._masks: dict[int, Tensor] = {}
         self._waiting: list[_Going] = []
         self._gradient_scale: Tensor | None = None
         self._squares: Tensor | None = None
@@ -79,9 +80,13 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         """Trust ratios [n] from the last sums of squares [k, n] of whole tensors and their decay [n]."""
         raise NotImplementedError
 
-    def weight_decay_of(self, vector: Vector, group: dict[str, Any]) -> list[float]:
-        """Of each piece."""
-        return [group["weight_decay"] * self.decays[piece.parameter] for piece in vector.pieces]
+    def weight_decay_of(self, vector: Vector, group: dict[str, Any]) -> Tensor:
+        """[pieces], where the vector is. Its mask is kept: to make a tensor of numbers anew is to wait for a GPU."""
+        mask = self._masks.get(id(vector))
+        if mask is None:
+            decays = [self.decays[piece.parameter] for piece in vector.pieces]
+            mask = self._masks[id(vector)] = vector.counted.new_tensor(decays)
+        return mask * group["weight_decay"]
 
     @property
     def trust_ratios(self) -> Tensor:

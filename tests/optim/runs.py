@@ -1,7 +1,7 @@
 """Twenty steps of a tiny model: on real DeepSpeed ranks with our optimizers, and in one process by the papers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ _SIZES = {
     "max_position_embeddings": SEQ,
 }  # fmt: skip  sizes that neither two nor three ranks divide
 SHAPES = {family: Shape(name="tiny", family=family, **_SIZES) for family in ("gpt2", "bert")}
+# Wide enough for NVMe, where DeepSpeed moves nothing smaller than 1 MiB.
+SHAPES["wide"] = replace(SHAPES["gpt2"], hidden_size=510, intermediate_size=2048)
 LAMB = {"lr": 4e-3, "weight_decay": 0.01}
 LARS = {"lr": 4.0, "weight_decay": 0.01, "trust_coefficient": 0.001}
 # A GPT's key biases have no gradient but rounding, which LANS and a small eps would make steps of.

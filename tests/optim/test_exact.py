@@ -1,6 +1,7 @@
 """LAMB and LARS are the papers' under every way in which DeepSpeed cuts, moves and pads their tensors."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -125,6 +126,21 @@ def test_in_16_bit_every_sharding_is_the_optimizer_on_whole_tensors_bit_for_bit(
         taken = STEPS - outcomes[name].skipped
         assert outcomes[name].all_reduces == (taken + (not case.attached) if case.stage else 0), name
         assert (outcomes[name].skipped > 0) == case.dynamic, name
+
+
+@pytest.mark.skipif(
+    os.environ.get("SCALE_TEST_OFFLOAD") != "nvme", reason="compiles for minutes: SCALE_TEST_OFFLOAD=nvme"
+)
+def test_from_nvme_it_is_the_paper_with_an_all_reduce_for_each_sub_group(tmp_path):
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path), "pin_memory": False, "buffer_count": 4}
+    case = Case(stage=3, family="wide", zero={"sub_group_size": 2_000_000, "offload_optimizer": nvme})
+    outcome = on_engines(2, {"nvme": case})["nvme"]
+    assert list(tmp_path.rglob("*.swp"))
+    off = difference(outcome.weights, by_the_paper(case))
+    print(f"2 ranks, stage 3 from NVMe: {off:.1e}")  # noqa: T201
+    assert off <= 1e-6
+    assert outcome.all_reduces % STEPS == 0
+    assert outcome.all_reduces > STEPS
 
 
 def test_an_optimizer_that_takes_a_shard_for_a_tensor_is_not_lamb():

@@ -18,12 +18,12 @@ def measure(rows: Rows, terms: Terms, gradient_scale: Tensor | None) -> Tensor:
     like, sweep = rows.ws[0], _compiled(_measure)
     squares = torch.zeros(2, len(rows.ws), dtype=torch.float64, device=like.device)
     b1, b2 = terms.betas
-    betas = torch.tensor([b1, 1 - b1, b2, 1 - b2], dtype=like.dtype, device=like.device)
+    betas = tuple(_scalar(value, like) for value in (b1, 1 - b1, b2, 1 - b2))
     numbers = _numbers(terms, like)
-    scale = torch.ones((), dtype=like.dtype, device=like.device) if gradient_scale is None else gradient_scale
+    scale = _scalar(1.0, like) if gradient_scale is None else gradient_scale.to(like.dtype)
     for number, part in _parts(rows.ws):
         w, g, m, v = (tensors[number][part] for tensors in rows[:4])
-        squares[:, number] += sweep(w, g, m, v, scale.to(like.dtype), betas, numbers[rows.decays[number]])
+        squares[:, number] += sweep(w, g, m, v, scale, betas, numbers[rows.decays[number]])
     return squares
 
 
@@ -36,7 +36,7 @@ def apply(rows: Rows, terms: Terms, rates: Tensor) -> None:
 
 
 def _measure(
-    w: Tensor, g: Tensor, m: Tensor, v: Tensor, scale: Tensor, betas: Tensor, numbers: tuple[Tensor, Tensor]
+    w: Tensor, g: Tensor, m: Tensor, v: Tensor, scale: Tensor, betas: tuple[Tensor, ...], numbers: tuple[Tensor, ...]
 ) -> Tensor:
     g = g * scale
     m.copy_(m * betas[0] + g * betas[1])
@@ -45,19 +45,23 @@ def _measure(
     return torch.stack([w.double().square().sum(), u.double().square().sum()])
 
 
-def _apply(w: Tensor, m: Tensor, v: Tensor, rate: Tensor, numbers: tuple[Tensor, Tensor]) -> None:
+def _apply(w: Tensor, m: Tensor, v: Tensor, rate: Tensor, numbers: tuple[Tensor, ...]) -> None:
     w.add_(rate * _update(w, m, v, numbers))
 
 
-def _update(w: Tensor, m: Tensor, v: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
+def _update(w: Tensor, m: Tensor, v: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
     eps, decay = numbers
     return m / (v.sqrt() + eps) + decay * w
 
 
 def _numbers(terms: Terms, like: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
-    """eps and decay, by whether a part decays; tensors, because a new float would have it compile again."""
-    eps, decay, zero = torch.tensor([terms.eps, terms.decay, 0.0], dtype=like.dtype, device=like.device).unbind()
-    return {True: (eps, decay), False: (eps, zero)}
+    """eps and decay, by whether a part decays."""
+    return {decays: (_scalar(terms.eps, like), _scalar(terms.decay * decays, like)) for decays in (False, True)}
+
+
+def _scalar(value: float, like: Tensor) -> Tensor:
+    """A tensor, because a new float would have it compile again; filled, because copying one waits for a GPU."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def _parts(tensors: list[Tensor]) -> Iterator[tuple[int, slice]]:
