@@ -145,7 +145,8 @@ def _train(
     from scaling.training.engine import make_engine
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
-    from scaling.training.run import Metrics
+    from scaling.training.noise_scale import GradientNoise
+    from scaling.training.run import Metrics, read_metrics
 
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
     engine = make_engine(recipe, config, strategy)
@@ -167,7 +168,8 @@ def _train(
         metrics = Metrics(folder / "metrics.jsonl", resumed_step=step)
     training = Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
-        metrics=metrics, gauge=MemoryGauge(here.device), step=step, stop_step=stop,
+        metrics=metrics, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, strategy, here.device),
+        step=step, stop_step=stop,
     )  # fmt: skip
     training.run()
     if metrics:
@@ -178,6 +180,7 @@ def _train(
             measured = {name: {**entry, "predicted": predicted.get(name)} for name, entry in measured.items()}
         write_folder(folder, {"measured.json": json.dumps(measured, indent=2) + "\n"}, "run_dir")
         talk.say(table(comparison(folder)))
+        talk.say(training.noise.report(read_metrics(folder / "metrics.jsonl"), recipe.data.seq_length))
 
 
 def _prediction(recipe: Recipe, strategy: Strategy, here: "Ranks") -> dict[str, float]:

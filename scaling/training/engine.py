@@ -61,32 +61,34 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def backward(engine: Any, loss: torch.Tensor) -> None:
-    """Adds the gradients of `loss`.
-
-    At stage 0 in fp16 DeepSpeed divides gradients by a loss scale that it never multiplied the loss by (0.19.8,
-    runtime/engine.py:3418 scales for a ZeROOptimizer, which FP16_Optimizer is not): small gradients are lost, and
-    nothing is ever clipped.
-    """
-    if _loss_is_not_scaled(engine):
-        loss = loss * engine.optimizer.loss_scale
-    engine.backward(loss, scale_wrt_gas=False)
+def loss_scale(engine: Any) -> float:
+    """What DeepSpeed multiplies the loss by before the backward: 1, except in fp16."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
 
 
 def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
     """Takes the optimizer step and returns the global gradient norm before clipping.
 
-    DeepSpeed reports no norm for fp32 at stage 0 (0.19.8: get_global_grad_norm() is None); there every rank holds
-    the whole reduced gradient, and the norm is computed here. FP16_UnfusedOptimizer's is that of scaled gradients.
+    At stage 0, which trains in fp32 alone, DeepSpeed reports none (0.19.8: get_global_grad_norm() is None); there every
+    rank holds the whole reduced gradient, and the norm is computed here. At stage 3 it divides by the loss scale of the
+    next step, which differs where fp16 has just moved it (zero/stage3.py:step).
     """
-    if engine.zero_optimization_stage() > 0:
+    if engine.zero_optimization_stage() == 0:
+        norms = [norm(p.grad) for p in engine.module.parameters() if p.grad is not None]
         engine.step()
-        return engine.get_global_grad_norm()
-    scale = engine.optimizer.loss_scale if _loss_is_not_scaled(engine) else 1.0
-    norm = torch.nn.utils.get_total_norm([p.grad.float() for p in engine.module.parameters() if p.grad is not None])
+        return norm(torch.stack(norms))
+    scale = loss_scale(engine)
     engine.step()
-    return norm / scale
+    found = engine.get_global_grad_norm()
+    return found * loss_scale(engine) / scale if engine.zero_optimization_stage() == 3 else found
 
 
-def _loss_is_not_scaled(engine: Any) -> bool:
-    return engine.fp16_enabled() and engine.zero_optimization_stage() == 0
+def norm(tensor: torch.Tensor) -> torch.Tensor:
+    """The 2-norm in fp32.
+
+    torch's on a CPU is a running sum, 1.3e-3 too small for a vocabulary of 30,522 x 768, and copies 16 bits to 32
+    first. By rows it is right to 4e-7, and in bf16 as fast: each row's is rounded to 16 bits, and rows average that.
+    """
+    if tensor.device.type == "cpu":
+        tensor = torch.linalg.vector_norm(tensor, dim=-1)
+    return torch.linalg.vector_norm(tensor, dtype=torch.float32)

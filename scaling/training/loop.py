@@ -14,8 +14,9 @@ from scaling.data import IGNORED, Corpus, micro_batch_indices
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import checkpoint
-from scaling.training.engine import backward, set_learning_rate, step_and_gradient_norm
+from scaling.training.engine import set_learning_rate, step_and_gradient_norm
 from scaling.training.memory import MemoryGauge
+from scaling.training.noise_scale import GradientNoise
 from scaling.training.progress import Talk
 from scaling.training.ranks import Ranks
 from scaling.training.run import Metrics
@@ -37,6 +38,7 @@ class Training:
     talk: Talk
     metrics: Metrics | None
     gauge: MemoryGauge
+    noise: GradientNoise
     step: int
     stop_step: int
     step_seconds: list[float] = field(default_factory=list)
@@ -63,7 +65,7 @@ class Training:
         checkpoint.save(self.engine, self.folder / "checkpoints", self.recipe, self.strategy, self.step, self.ranks)
 
     def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, float]:
-        """One optimizer step on the next global batch; its loss, learning rate and gradient norm."""
+        """One optimizer step on the next global batch; its loss, learning rate, gradient norm and noise."""
         engine, ranks = self.engine, self.ranks
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
@@ -72,22 +74,23 @@ class Training:
         # multiplying by their number undoes; so no split of the batch changes the gradient.
         num_targets = ranks.summed(sum(count_targets(batch) for batch in micro_batches))
         scale = ranks.world_size / num_targets
-        loss_sum = torch.zeros((), device=ranks.device)
+        sums = torch.zeros(2, device=ranks.device)  # of the loss and of what the noise scale asks of a micro batch
         for number, batch in enumerate(micro_batches):
             self.seed_dropout(number)
             last = number == len(micro_batches) - 1
             with self.gauge.watching(engine.module, on=watch_memory and last):
                 micro_loss = engine(**batch)
-                backward(engine, micro_loss * scale)
-                loss_sum += micro_loss.detach()
+                engine.backward(micro_loss * scale, scale_wrt_gas=False)
+                sums += torch.stack([micro_loss.detach(), self.noise.of_micro_batch(count_targets(batch))])
                 del micro_loss
                 if last:
                     grad_norm = step_and_gradient_norm(engine)
                 else:
                     engine.step()  # counts the micro step; the engine accumulates
         self.step += 1
-        loss = ranks.summed(loss_sum) / num_targets
-        return {"loss": float(loss), "lr": lr, "grad_norm": float(grad_norm)}
+        loss_sum, squares = ranks.summed(sums)
+        values = {"loss": float(loss_sum / num_targets), "lr": lr, "grad_norm": float(grad_norm)}
+        return values | self.noise.of_step(squares, scale, grad_norm)
 
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's share of the next global batch, on its device."""

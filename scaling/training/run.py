@@ -88,6 +88,10 @@ class Metrics:
         self._file.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _step(line: str) -> float:
     """The step of a line; a line cut short by a crash belongs to no step that can be kept."""
     try:

@@ -147,8 +147,6 @@ def _engines(cases: dict[str, Case]) -> dict[str, Outcome]:
 def _engine(case: Case, here: Any) -> Outcome:
     import deepspeed
 
-    from scaling.training.engine import backward
-
     model = Summed(build(case))
     named = dict(model.named_parameters())
     optimizer = case.make(**grouped(case, named, lambda p: p.ndim), **case.arguments)
@@ -176,7 +174,11 @@ def _engine(case: Case, here: Any) -> Outcome:
         rows = batch(step).split(micro)
         for part in range(case.accumulation):
             ids = rows[part * here.world_size + here.rank]
-            backward(engine, engine(ids) * here.world_size / (BATCH * SEQ))
+            loss = engine(ids) * here.world_size / (BATCH * SEQ)
+            if case.precision == "fp16" and case.stage == 0:
+                # DeepSpeed 0.19.8 divides gradients by a loss scale that it never multiplied the loss by there.
+                loss = loss * engine.optimizer.loss_scale
+            engine.backward(loss, scale_wrt_gas=False)
             engine.step()
     with deepspeed.zero.GatheredParameters(list(named.values()), enabled=case.stage == 3):
         weights = {name.removeprefix("model."): p.detach().float().numpy().copy() for name, p in named.items()}

@@ -1,0 +1,63 @@
+"""The gradient noise scale's two norms, measured at every step: of micro batches by hooks, of the batch by the engine.
+
+A tensor's hook sees the gradient of one backward before DeepSpeed reduces, accumulates or shards it: whole at stage 3,
+once where weights are tied, and once under non-reentrant checkpointing. So it costs a read of each gradient and holds
+none, and there is no transfer to the host before the step's own.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from scaling.batch.noise_scale import of_run, signal_and_noise
+from scaling.strategy import Strategy
+from scaling.training.engine import loss_scale, norm
+
+
+class GradientNoise:
+    """Measures while `engine` trains. Where a step is one micro batch there is nothing to compare, and it does not."""
+
+    def __init__(self, engine: Any, strategy: Strategy, device: torch.device) -> None:
+        self.engine, self.device = engine, device
+        self.world_size = strategy.data_parallel_size
+        self.small_batch, self.big_batch = strategy.micro_batch_size, strategy.global_batch_size
+        self.measures = self.small_batch < self.big_batch
+        self._norms: list[torch.Tensor] = []
+        for parameter in engine.module.parameters():
+            if self.measures and parameter.requires_grad:
+                parameter.register_hook(lambda gradient: self._norms.append(norm(gradient)))
+
+    def of_micro_batch(self, num_targets: torch.Tensor) -> torch.Tensor:
+        """|g|^2 / targets of the backward that has just ended, g being its gradient as the loop scales it."""
+        if not self._norms:
+            return torch.zeros((), device=self.device)
+        squared = (torch.stack(self._norms) / loss_scale(self.engine)).square().sum()
+        self._norms.clear()
+        return squared / num_targets.clamp(min=1)
+
+    def of_step(self, summed: torch.Tensor, scale: torch.Tensor, big_norm: torch.Tensor | float) -> dict[str, float]:
+        """|G|^2 and tr(S) per sample, from `of_micro_batch` summed over all micro batches; nothing after an overflow.
+
+        A micro batch m of n_m targets has g_m = scale n_m x its mean gradient, with scale = world size / N targets.
+        Averaging the squared means with weights n_m / N, as the batch's gradient averages them, makes N targets over M
+        micro batches the small batch also where masking or padding makes the n_m differ.
+        """
+        small_squared, big_squared = float(summed / (scale * self.world_size)), float(big_norm) ** 2
+        if not self.measures or not math.isfinite(small_squared + big_squared):
+            return {}
+        signal, noise = signal_and_noise(
+            small_squared_norm=small_squared,
+            big_squared_norm=big_squared,
+            small_batch=self.small_batch,
+            big_batch=self.big_batch,
+        )
+        return {"gradient_signal": signal, "gradient_noise": noise}
+
+    def report(self, lines: Iterable[Mapping[str, Any]], seq_length: int) -> str:
+        """What the run's metrics say of its noise scale, or why they say nothing."""
+        if not self.measures:
+            return "gradient noise scale: not measured, a step being one micro batch on one rank; two would do"
+        found = of_run(lines)
+        return found.sentence(seq_length) if found else "gradient noise scale: 40 steps are needed for an interval"
