@@ -66,12 +66,16 @@ class Layout:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """The tensors when the checkpoint was written or read, by parameter and state, and the losses that followed."""
+    """The tensors when the checkpoint was written or read, by parameter and state, and the losses that followed.
+
+    `spoiled` are the elements of padding that were made NaN before.
+    """
 
     tensors: dict
     losses: list
     decays: list
     loss_scale: float | None = None
+    spoiled: int = 0
 
 
 def engines(folder, recipe, writes, reads, frozen=()):
@@ -115,10 +119,11 @@ def written(folder, recipe, where, corpus, here):
     going = training(recipe, where, corpus, here)
     for _ in range(BEFORE):
         going.optimizer_step()
-    spoil_padding(going.engine)
+    spoiled = spoil_padding(going.engine)
     if recipe.precision == "fp16":
         going.engine.optimizer.loss_scale = 128.0
     outcome = observed(going.engine, where)
+    outcome.spoiled = spoiled
     checkpoint.save(going.engine, folder, recipe, where.strategy, BEFORE, here)
     outcome.losses = [going.optimizer_step()["loss"] for _ in range(AFTER)]
     return outcome
@@ -138,7 +143,8 @@ def loaded(folder, recipe, where, corpus, here):
 
 
 def spoil_padding(engine):
-    """NaN wherever a vector has no parameter's element, in weights and states alike."""
+    """Writes NaN wherever a vector has no parameter's element, in weights and states alike; to how many elements."""
+    spoiled = 0
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     for vector in cuts.held(engine, trained):
@@ -148,6 +154,8 @@ def spoil_padding(engine):
         for tensor in (vector.tensor, *optimizer.state[vector.tensor].values()):
             if isinstance(tensor, torch.Tensor) and tensor.dim() and padding.any():
                 tensor.data.view(-1)[padding] = float("nan")
+                spoiled += int(padding.sum())
+    return spoiled
 
 
 def observed(engine, where):
@@ -239,7 +247,9 @@ def test_another_number_of_ranks_or_another_stage_has_the_same_tensors_and_goes_
     }
     on_one = {("2, round robin", "3"): Layout(ranks=1, stage=3), ("3, sub-groups", "0"): Layout(ranks=1, stage=0)}
     wrote, _ = on_ranks(1, engines, tmp_path, recipe, one, {})[0]
-    more, read = on_ranks(2, engines, tmp_path, recipe, two, on_two)[0]
+    more, read = on_ranks(2, engines, tmp_path, recipe, two, on_two)[-1]  # the last rank has the padding
+    assert more["1"].spoiled > 0
+    assert more["3, sub-groups"].spoiled > 0
     wrote |= more
     read |= {(name, f"{how} on 3"): outcome for (name, how), outcome in read_on(3, tmp_path, recipe, on_three).items()}
     read |= {(name, f"{how} on 1"): outcome for (name, how), outcome in read_on(1, tmp_path, recipe, on_one).items()}
