@@ -113,8 +113,11 @@ def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
             problems,
             hint="resume as it was, or start anew: --resume never, or another --run_dir",
         )
-    if universal.read_map(checkpoint) or not _is_of(state, strategy):
-        universal.Saved(checkpoint)
+    elsewhere = not _is_of(state, strategy)
+    if elsewhere or universal.read_map(checkpoint):
+        saved = universal.Saved(checkpoint)
+        if elsewhere:
+            saved.require_movable()
 
 
 def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[int, str]:

@@ -115,6 +115,7 @@ class Saved:
         self.shapes = {name: torch.Size(shape) for name, shape in self.map["shapes"].items()}
         self.states: dict[str, torch.dtype] = {}
         self.numbers: dict[str, float] = {}  # states of a whole vector: the step
+        self.others: set[str] = set()  # neither a number nor one per element: factored, quantised
         self._places: dict[str, list[_Place]] = {name: [] for name in self.shapes}
         problems = [problem for shard in self.map["shards"] for problem in self._enter(checkpoint, shard)]
         for places in self._places.values():
@@ -142,6 +143,14 @@ class Saved:
             else:
                 part.zero_()
 
+    def require_movable(self) -> None:
+        """Raises ScaleError where a state has no place in another layout."""
+        if self.others:
+            raise ScaleError(
+                f"resume: the optimizer's {', '.join(sorted(self.others))} cannot be laid out anew",
+                hint="resume on as many ranks, at the same ZeRO stage and with the optimizer where it was",
+            )
+
     def weight(self, name: str) -> Tensor:
         tensor = torch.empty(self.shapes[name], dtype=self._places[name][0].vector[MASTER].dtype)
         self.fill(tensor.view(-1), name, MASTER)
@@ -164,16 +173,19 @@ class Saved:
             return [f"{path.name} is not a shard of {self.map['wrapper']}: {error!r}"]
         problems = []
         for number, (pieces, master) in enumerate(pairs):
-            states = states_of.get(number, {})
-            vector = {key: value for key, value in states.items() if isinstance(value, Tensor) and value.dim() > 0}
-            self.states |= {key: value.dtype for key, value in vector.items()}
-            for key in states.keys() - vector.keys():
-                # The largest: FusedAdam counts on the last tensor of a group only (0.19.8, ops/adam/fused_adam.py).
-                self.numbers[key] = max(self.numbers.get(key, 0), float(states[key]))
-            vector[MASTER] = master
-            short = min(tensor.numel() for tensor in vector.values())
-            if short < max((stop for _, stop, _ in pieces.values()), default=0):
-                problems.append(f"{path.name}: vector {number} has {short} elements, {MAP} says more")
+            needed = max((stop for _, stop, _ in pieces.values()), default=0)
+            if master.numel() < needed:
+                problems.append(f"{path.name}: vector {number} has {master.numel()} of {needed} elements")
+            vector = {MASTER: master}
+            for key, value in states_of.get(number, {}).items():
+                if isinstance(value, Tensor) and value.dim() > 0 and value.numel() >= needed:
+                    vector[key] = value
+                    self.states[key] = value.dtype
+                elif isinstance(value, float | int) or (isinstance(value, Tensor) and value.dim() == 0):
+                    # The largest: FusedAdam counts on a group's last tensor only (0.19.8, ops/adam/fused_adam.py).
+                    self.numbers[key] = max(self.numbers.get(key, 0), float(value))
+                else:
+                    self.others.add(key)
             for name, (start, stop, offset) in pieces.items():
                 self._places[name].append(_Place(offset, offset + stop - start, vector, start))
         return problems
@@ -266,9 +278,11 @@ def is_laid_out_alike(engine: Any, checkpoint: Path) -> bool:
 def load(engine: Any, checkpoint: Path) -> None:
     """Weights, states and counters of `checkpoint` into an engine that may be cut in any other way; a collective.
 
-    In fp16 the loss scale goes on; the steps since it last changed are counted anew.
+    What an optimizer keeps in its groups stays, since hyper-parameters are there, and the recipe has them. In fp16 the
+    loss scale goes on; the steps since it last changed are counted anew.
     """
     saved, wrapper = Saved(checkpoint), engine.optimizer
+    saved.require_movable()
     optimizer = getattr(wrapper, "optimizer", wrapper)
     trained = _trained(engine)
     if trained.keys() != saved.shapes.keys():

@@ -385,6 +385,17 @@ def test_a_damaged_shard_is_refused_by_name_before_anything_is_written(damage, s
     refused(tmp_path, recipe, layout(ranks, 2, micro=8 // ranks), said)
 
 
+def test_a_state_that_is_not_one_number_per_element_is_read_only_as_it_was_written(half_way, tmp_path):
+    folder, recipe = half_way
+    shutil.copytree(folder / "broken", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step_000002" / SHARD
+    content = torch.load(path, weights_only=False)
+    content["optimizer_state_dict"]["base_optimizer_state"]["state"][0]["row_sums"] = torch.ones(3)
+    torch.save(content, path)
+    checkpoint.require_match(path.parent, recipe, layout(2, 2))
+    refused(tmp_path, recipe, layout(1, 2, micro=8), "row_sums cannot be laid out anew")
+
+
 def test_a_map_that_lacks_an_element_is_refused_by_the_name_of_its_parameter(half_way, tmp_path):
     folder, recipe = half_way
     shutil.copytree(folder / "broken", tmp_path / "run")
