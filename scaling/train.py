@@ -150,7 +150,7 @@ def _train(
 
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
     engine = make_engine(recipe, config, strategy)
-    step = checkpoint.load(engine, resume_from) if resume_from else 0
+    step, relaid = checkpoint.load(engine, resume_from, strategy) if resume_from else (0, "")
     stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
     talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
     talk.say(strategy.batch_equation)
@@ -159,6 +159,8 @@ def _train(
         f"unigram entropy {corpus.unigram_entropy_nats:.4f} nats per token"
     )
     talk.say(f"resumed from {resume_from} at step {step}" if resume_from else "starting at step 0")
+    if relaid:
+        talk.say(f"{relaid}, weights and states bit for bit")
     if step >= stop:
         talk.say(f"already at step {step} of {stop}: nothing to do")
         return

@@ -9,7 +9,7 @@ so that a sum that is not the parameter's size is an error instead of another op
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -91,6 +91,14 @@ class Layout:
         return moved.to(sums.device)
 
 
+class Held(NamedTuple):
+    """A tensor that an optimizer steps, its pieces by the names of parameters, and the model's copy of it."""
+
+    tensor: Tensor
+    pieces: dict[str, Piece]
+    working: Tensor | None
+
+
 def size(parameter: Tensor) -> int:
     """Elements of a parameter, also while ZeRO-3 has it in shards."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
@@ -102,6 +110,22 @@ def of_engine(engine: Any, optimizer: Any, *, wants_norm: bool) -> Layout:
     `wants_norm`: the optimizer will ask for the norm of the gradient that it is given.
     """
     return _of(engine.optimizer, optimizer, engine.mpu, wants_norm=wants_norm)
+
+
+def held(engine: Any, named: Mapping[str, Tensor]) -> list[Held]:
+    """What any optimizer of a DeepSpeed engine steps on this rank, in the order of DeepSpeed's checkpoints.
+
+    `named` are its trained parameters. Raises ScaleError where they are cut in a way that is not known.
+    """
+    wrapper, names = engine.optimizer, list(named)
+    numbers = {id(parameter): number for number, parameter in enumerate(named.values())}
+    read = _READERS.get(type(wrapper).__name__)
+    if read is None:  # the optimizer itself
+        stepped = [parameter for group in wrapper.param_groups for parameter in group["params"]]
+        vectors = [_Found(p, (Piece(_number(p, numbers), 0, p.numel()),)) for p in stepped]
+    else:
+        vectors = read(wrapper, numbers).vectors
+    return [Held(v.tensor, {names[piece.parameter]: piece for piece in v.pieces}, v.working) for v in vectors]
 
 
 def of_caller(optimizer: Any, handed: Sequence[Tensor], *, wants_norm: bool) -> Layout:

@@ -1,7 +1,8 @@
 """Checkpoints: a folder per step, complete or invisible.
 
 DeepSpeed writes into a partial folder; when every rank is done the first one describes it in state.json and renames
-it. A run resumes from the newest complete folder, never from a partial one and never silently from step 0.
+it. A run resumes from the newest complete folder, never from a partial one and never silently from step 0: in the
+layout that wrote it by DeepSpeed's own loader, bit for bit, in any other through scaling/training/universal.py.
 """
 
 import json
@@ -11,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.ds_config import grad_accum_dtype
 from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.files import read_text
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
+from scaling.training import universal
 from scaling.training.ranks import Ranks
 
 _STATE = "state.json"
@@ -26,12 +27,11 @@ _FREE = {"evaluate_every_steps", "checkpoint_every_steps", "name"}
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a run stands, and the layout that its shards were written in."""
+    """Where a run stands, and how many ranks wrote it at which stage."""
 
     step: int
     world_size: int
     zero_stage: int
-    grad_accum_dtype: str
     recipe: dict[str, Any]
     uses_nvme: bool = False
 
@@ -43,13 +43,14 @@ def save(engine: Any, folder: Path, recipe: Recipe, strategy: Strategy, step: in
         shutil.rmtree(partial, ignore_errors=True)
     ranks.barrier()
     engine.save_checkpoint(str(folder), tag=_PARTIAL, save_latest=False)
+    if not strategy.uses_nvme:  # whose tensors are elsewhere
+        universal.write_map(engine, partial)
     ranks.barrier()
     if ranks.is_first:
         state = State(
             step=step,
             world_size=ranks.world_size,
             zero_stage=strategy.zero_stage,
-            grad_accum_dtype=grad_accum_dtype(recipe.precision, strategy),
             recipe=recipe.model_dump(mode="json"),
             uses_nvme=strategy.uses_nvme,
         )
@@ -94,14 +95,9 @@ def read_state(checkpoint: Path) -> State:
 
 
 def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
-    """Raises ScaleError naming every way in which `checkpoint` is not of this recipe and layout."""
+    """Raises ScaleError naming every way in which `checkpoint` is not of this recipe, not whole, or not readable."""
     state = read_state(checkpoint)
-    now = {
-        "world size": (state.world_size, strategy.data_parallel_size),
-        "ZeRO stage": (state.zero_stage, strategy.zero_stage),
-        "summing gradients in": (state.grad_accum_dtype, grad_accum_dtype(recipe.precision, strategy)),
-    }
-    problems = [f"{name} {then} then, {wanted} now" for name, (then, wanted) in now.items() if then != wanted]
+    problems = []
     if state.uses_nvme or strategy.uses_nvme:
         # Measured: docs/log.md, 2026-11-24. Losses differ from the first step on, or loading breaks off.
         problems.append("NVMe: DeepSpeed 0.19.8 does not restore states that were or will be offloaded there")
@@ -117,14 +113,31 @@ def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
             problems,
             hint="resume as it was, or start anew: --resume never, or another --run_dir",
         )
+    elsewhere = not _is_of(state, strategy)
+    if elsewhere or universal.read_map(checkpoint):
+        saved = universal.Saved(checkpoint)
+        if elsewhere:
+            saved.require_movable()
 
 
-def load(engine: Any, checkpoint: Path) -> int:
-    """Restores `engine` on all ranks and returns the step reached; `require_match` came before."""
+def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[int, str]:
+    """Restores `engine` on all ranks; the step reached, and which layout was read, where it is another.
+
+    `require_match` came before.
+    """
+    state = read_state(checkpoint)
+    if not (_is_of(state, strategy) and universal.is_laid_out_alike(engine, checkpoint)):
+        universal.load(engine, checkpoint)
+        ranks = "1 rank" if state.world_size == 1 else f"{state.world_size} ranks"
+        return state.step, f"laid out anew from {ranks} at ZeRO-{state.zero_stage}"
     loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if loaded is None:
         raise ScaleError(f"resume: DeepSpeed found nothing to load in {checkpoint}")
-    return read_state(checkpoint).step
+    return state.step, ""
+
+
+def _is_of(state: State, strategy: Strategy) -> bool:
+    return (state.world_size, state.zero_stage) == (strategy.data_parallel_size, strategy.zero_stage)
 
 
 def _write(path: Path, text: str) -> None:

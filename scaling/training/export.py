@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from scaling import models
 from scaling.errors import InputError
 from scaling.recipe import Recipe
-from scaling.training import checkpoint
+from scaling.training import checkpoint, universal
 
 _WRAPPED = "model."  # models.WithLoss holds the transformers model under this name
 
@@ -49,41 +49,14 @@ def export(run: Path, out: Path) -> Path:
 
 
 def _weights(source: Path) -> dict[str, torch.Tensor]:
-    """The fp32 weights of a checkpoint by name; from stage 1 they are the master copy, put together from its shards."""
-    state = checkpoint.read_state(source)
-    if state.zero_stage == 3:
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    """The fp32 weights of a checkpoint by name: where it was trained in 16 bit, their master copy."""
+    if universal.read_map(source, "run"):
+        saved = universal.Saved(source, "run")
+        return {name: saved.weight(name) for name in saved.shapes}
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars and banners
-            return get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
-    model_states = _read(source / "mp_rank_00_model_states.pt")
-    if state.zero_stage == 0:
-        return model_states["module"]
-    return _merged(source, model_states["param_shapes"], state.world_size)
-
-
-def _merged(source: Path, shapes: list[dict[str, torch.Size]], world_size: int) -> dict[str, torch.Tensor]:
-    """Stages 1 and 2: each parameter group is one flat vector, cut into a piece per rank, padded at the end.
-
-    DeepSpeed's own zero_to_fp32 refuses what its BF16_Optimizer writes, though the layout is the same (0.19.8).
-    """
-    shards = []
-    for rank in range(world_size):
-        (path,) = source.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        shards.append(_read(path)["optimizer_state_dict"]["single_partition_of_fp32_groups"])
-    weights = {}
-    for group, named in enumerate(shapes):
-        flat = torch.cat([shard[group].flatten() for shard in shards])
-        start = 0
-        for name, shape in named.items():
-            weights[name] = flat[start : start + shape.numel()].view(shape)
-            start += shape.numel()
-    return weights
-
-
-def _read(path: Path) -> dict[str, Any]:
-    # DeepSpeed pickles its own classes into these files, so loading one runs code: only our own run's are read.
-    return torch.load(path, map_location="cpu", weights_only=False)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars and banners
+        return get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
 
 
 def _load(model: Any, weights: dict[str, torch.Tensor]) -> None:

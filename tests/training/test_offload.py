@@ -62,7 +62,7 @@ def test_a_checkpoint_with_nvme_on_either_side_is_refused(then, now, tmp_path):
     what = tiny_recipe(tmp_path)
     wrote, reads = (replace(layout(2, 3), offload_optimizer=place) for place in (then, now))
     state = checkpoint.State(
-        step=2, world_size=2, zero_stage=3, grad_accum_dtype="fp32", recipe=what.model_dump(mode="json"),
+        step=2, world_size=2, zero_stage=3, recipe=what.model_dump(mode="json"),
         uses_nvme=wrote.uses_nvme,
     )  # fmt: skip
     (tmp_path / "state.json").write_text(json.dumps(vars(state)))

@@ -63,15 +63,6 @@ def test_another_recipe_is_refused_by_name_and_leaves_the_run_as_it_was(finished
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_another_stage_or_split_is_refused_by_name(finished):
-    folder, recipe, _ = finished
-    newest = checkpoint.find(folder)
-    with pytest.raises(FileProblems, match="ZeRO stage 0 then, 2 now"):
-        checkpoint.require_match(newest, recipe, layout(1, 2, micro=8))
-    with pytest.raises(FileProblems, match="world size 1 then, 2 now"):
-        checkpoint.require_match(newest, recipe, layout(2, 0))
-
-
 def test_evaluating_or_saving_more_often_is_not_another_recipe(finished):
     folder, recipe, strategy = finished
     changed = recipe.model_copy(update={"evaluate_every_steps": 1, "checkpoint_every_steps": 1})
