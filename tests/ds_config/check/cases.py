@@ -127,6 +127,8 @@ def norm_at_stage_3(config: Any) -> float:
     return norm_of_a_shared_loss(config)
 
 
+UNCLIPPED_SGD = trained(optimizer={"type": "SGD", "params": {"lr": 1.0}}, gradient_clipping=0.0)
+FP16 = {"fp16": {"enabled": True, "loss_scale": 1024}}
 SGD1 = {"type": "SGD", "params": {"lr": 1.0}}
 
 # Functions that run another part of DeepSpeed than initialize().
@@ -899,6 +901,13 @@ CASES = [
         how="step",
         raises="OverflowError",
         mended=zero(1, top={"fp16": {"enabled": True, "initial_scale_power": 16}}),
+    ),
+    Case(
+        rule="SO044",
+        config={**UNCLIPPED_SGD, **FP16},
+        how="engine",
+        shows=lambda engine: 900 < moved(reality.engine_of(UNCLIPPED_SGD)) / moved(engine) < 1100,
+        mended=zero(1, optimizer=SGD1, top={**FP16, "zero_allow_untested_optimizer": True}),
     ),
     # Schedulers.
     Case(

@@ -83,6 +83,11 @@ def _stage_0_in_16_bit(view: View) -> Iterator[Hit]:
         yield Hit(path=view.at("zero_optimization.stage"), says=f"{view.precision} at stage 0", mend='"stage": 1')
 
 
+def _stage_0_in_fp16(view: View) -> Iterator[Hit]:
+    if view.stage == 0 and view.precision == "fp16":
+        yield Hit(path=view.at("zero_optimization.stage"), says="fp16 at stage 0", mend='"stage": 1')
+
+
 def _loss_scale(view: View) -> Iterator[Hit]:
     if view.get("fp16.enabled") and view.get("fp16.loss_scale") == 0:
         for name in ("loss_scale_window", "min_loss_scale"):
@@ -331,5 +336,12 @@ RULES = (
         id="SO043", title="a first loss scale beyond 64 bits, with ZeRO", outcome=AT_STEP,
         does="OverflowError: int too big to convert", find=_too_large_a_scale,
         source="runtime/base_optimizer.py:backward", mend="16",
+    ),
+    Rule(
+        id="SO044", title="fp16 at stage 0", outcome=CHANGES, since="0.18.3",
+        does="gradients are divided by a loss scale that engine.backward never multiplied the loss by: small ones are "
+             "lost, none is ever clipped, and SGD stands still; stages 1 to 3 are right",
+        find=_stage_0_in_fp16, source="runtime/engine.py:DeepSpeedEngine.backward",
+        mend='"stage": 1',
     ),
 )  # fmt: skip
