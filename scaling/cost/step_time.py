@@ -28,6 +28,7 @@ from scaling.cost.model_states import (
 )
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
+from scaling.optimizers import OPTIMIZERS
 from scaling.strategy import LOSS_CHUNK_TOKENS, Strategy, layers_per_rank
 from scaling.units import SECONDS_PER_DAY
 
@@ -179,7 +180,7 @@ def updated_bytes(job: Job, profile: Profile) -> float:
     A trust ratio needs all of a tensor's update before any of it is applied: master and moments are read once more.
     """
     moments = moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
-    again = FP32_BYTES + moments if job.optimizer in ("lamb", "lars") else 0
+    again = FP32_BYTES + moments if OPTIMIZERS[job.optimizer].reads_twice else 0
     return 3 * FP32_BYTES + 2 * moments + again
 
 
