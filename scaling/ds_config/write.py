@@ -4,6 +4,7 @@ Never train_batch_size: DeepSpeed derives it wrongly with tensor or sequence par
 ours. Defaults are not relied on: gradient_clipping became 1.0 in 0.19.3, offload pin_memory true in 0.19.5.
 """
 
+import math
 from typing import Any
 
 from scaling.cost.memory import (
@@ -13,7 +14,8 @@ from scaling.cost.memory import (
     nvme_buffer_size,
     sub_group_size,
 )
-from scaling.recipe import Recipe
+from scaling.optimizers import OPTIMIZERS
+from scaling.recipe import Adafactor, AdamW, Lion, Muon, Recipe, Sgd
 from scaling.strategy import Strategy
 
 
@@ -83,7 +85,7 @@ def zero_block(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None)
     block |= {
         "contiguous_gradients": True,
         "overlap_comm": True,
-        "reduce_scatter": True,
+        "reduce_scatter": not needs_all_reduce(recipe),
         "reduce_bucket_size": strategy.reduce_bucket_size,
     }
     if stage <= 2:
@@ -124,6 +126,16 @@ def zero_block(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None)
     return block
 
 
+def needs_all_reduce(recipe: Recipe) -> bool:
+    """Whether gradients must not be reduce-scattered: Muon's, by deepspeed 0.19.8.
+
+    Stage 3 refuses it (runtime/zero/stage3.py:360). Stages 1 and 2, where 16-bit gradients are summed in fp32, forget
+    where to put a bias's gradient if a matrix of Muon's follows it in the bucket: merging the two, average_tensor
+    (runtime/zero/stage_1_and_2.py:1681) drops the first one's destination. Those biases then stand still.
+    """
+    return isinstance(recipe.optimizer, Muon)
+
+
 def aio_block() -> dict[str, Any]:
     """Asynchronous file access, for NVMe: DeepSpeed's own values, written out."""
     return {
@@ -139,30 +151,37 @@ def aio_block() -> dict[str, Any]:
 def optimizer_keys(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
     """What DeepSpeed is told of the optimizer: which one to make, or that it shall take the one it is given.
 
-    LAMB is handed to it (scaling/optim): DeepSpeed's own is not LAMB under ZeRO, so there is no block for it.
+    Given one, there is no block: DeepSpeed's own LAMB is none under ZeRO, and its Muon would choose the matrices by
+    their names.
     """
-    block = optimizer_block(recipe, strategy)
+    block, row = optimizer_block(recipe, strategy), OPTIMIZERS[recipe.optimizer.name]
     if block is not None:
-        return {"optimizer": block}
+        # Sound at this stage, or it would have been refused: what ZeRO does not know works element by element.
+        return {"optimizer": block, "zero_allow_untested_optimizer": not row.known_to_zero}
     return {"zero_force_ds_cpu_optimizer": False} if strategy.offload_optimizer != "none" else {}
 
 
 def optimizer_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any] | None:
-    """AdamW: torch's fused kernel, which needs no compiler; DeepSpeed's CPU kernel where the optimizer is offloaded.
+    """The optimizer that DeepSpeed makes; None where scale/train.py hands it one (scaling/training/engine.py).
 
-    None for an optimizer that is ours.
+    AdamW: torch's fused kernel, which needs no compiler; DeepSpeed's CPU kernel where it is offloaded.
     """
-    if recipe.optimizer.name != "adamw":
-        return None
-    params: dict[str, Any] = {
-        "lr": recipe.optimizer.lr,
-        "betas": list(recipe.optimizer.betas),
-        "eps": recipe.optimizer.eps,
-        "weight_decay": recipe.optimizer.weight_decay,
-    }
-    if strategy.offload_optimizer == "none":
-        params |= {"torch_adam": True, "fused": True}
-    return {"type": "AdamW", "params": params}
+    optimizer, offloaded = recipe.optimizer, strategy.offload_optimizer != "none"
+    params: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    match optimizer:
+        case AdamW():
+            params |= {"betas": list(optimizer.betas), "eps": optimizer.eps}
+            return {"type": "AdamW", "params": params if offloaded else {**params, "torch_adam": True, "fused": True}}
+        case Lion():
+            return {"type": "Lion", "params": {**params, "betas": list(optimizer.betas)}}
+        case Sgd():
+            params |= {"momentum": optimizer.momentum, "dampening": 0.0, "nesterov": optimizer.nesterov, "fused": True}
+            return {"type": "SGD", "params": params}
+        case Adafactor():
+            mean_square, rms = optimizer.eps  # torch squares its first (2.13, optim/_adafactor.py)
+            params |= {"beta2_decay": optimizer.beta2_decay, "eps": [math.sqrt(mean_square), rms]}
+            return {"type": "Adafactor", "params": {**params, "d": optimizer.clipping_threshold, "foreach": False}}
+    return None
 
 
 def scheduler_block(recipe: Recipe) -> dict[str, Any] | None:
