@@ -33,6 +33,7 @@ class Optimizer:
     implementation: str
     named_in_ds_config: bool
     known_to_zero: bool = False  # zero_allow_untested_optimizer may stay false
+    all_reduces: bool = False  # its gradients must not be reduce-scattered
     stages: tuple[int, ...] = (0, 1, 2, 3)
     offloads: tuple[Offload, ...] = ("none", "cpu")
     not_offloaded: str = "no optimizer but AdamW has been run from NVMe"  # why
@@ -74,9 +75,12 @@ OPTIMIZERS: Mapping[Name, Optimizer] = {
     ),
     # DeepSpeed's wrappers gather whole matrices for this one class. torch.optim.Muon stops at a flat shard. One moment
     # for the layers' matrices, AdamW's two for the rest.
+    # Stage 3 refuses to reduce-scatter its gradients (deepspeed 0.19.8, runtime/zero/stage3.py:360). Stages 1 and 2,
+    # where 16-bit gradients are summed in fp32, forget where to put a bias's gradient if a matrix of Muon's follows it
+    # in the bucket: merging the two, average_tensor (stage_1_and_2.py:1681) drops the first one's destination.
     "muon": Optimizer(
-        moments=1, whole="each matrix, to make it orthogonal", known_to_zero=True, named_in_ds_config=False,
-        implementation="deepspeed.runtime.zero.muon.muon_optimizer.MuonWithAuxAdam",
+        moments=1, whole="each matrix, to make it orthogonal", known_to_zero=True, all_reduces=True,
+        named_in_ds_config=False, implementation="deepspeed.runtime.zero.muon.muon_optimizer.MuonWithAuxAdam",
         source="Jordan et al. 2024 (kellerjordan.github.io/posts/muon)",
     ),
     # A row and a column of second moments per matrix, below a hundredth of a moment. Of a flat shard torch's keeps one

@@ -132,7 +132,7 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     if reason := unsound(recipe.optimizer.name, strategy.zero_stage, strategy.offload_optimizer):
         problems.append(f"zero_optimization: {reason}")
     scattered = strategy.zero_stage > 0 and _block(config, "zero_optimization").get("reduce_scatter", True)
-    if scattered and write.needs_all_reduce(recipe):
+    if scattered and OPTIMIZERS[recipe.optimizer.name].all_reduces:
         problems.append("zero_optimization.reduce_scatter: DeepSpeed 0.19.8 loses Muon's gradients; false works")
     if strategy.zero_stage == 0 and recipe.precision != "fp32":
         problems.append(

@@ -15,7 +15,7 @@ from scaling.cost.memory import (
     sub_group_size,
 )
 from scaling.optimizers import OPTIMIZERS
-from scaling.recipe import Adafactor, AdamW, Lion, Muon, Recipe, Sgd
+from scaling.recipe import Adafactor, AdamW, Lion, Recipe, Sgd
 from scaling.strategy import Strategy
 
 
@@ -85,7 +85,7 @@ def zero_block(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None)
     block |= {
         "contiguous_gradients": True,
         "overlap_comm": True,
-        "reduce_scatter": not needs_all_reduce(recipe),
+        "reduce_scatter": not OPTIMIZERS[recipe.optimizer.name].all_reduces,
         "reduce_bucket_size": strategy.reduce_bucket_size,
     }
     if stage <= 2:
@@ -124,16 +124,6 @@ def zero_block(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None)
             "max_in_cpu": 0,  # the default keeps up to 1e9 parameters of each rank in host memory after all
         }
     return block
-
-
-def needs_all_reduce(recipe: Recipe) -> bool:
-    """Whether gradients must not be reduce-scattered: Muon's, by deepspeed 0.19.8.
-
-    Stage 3 refuses it (runtime/zero/stage3.py:360). Stages 1 and 2, where 16-bit gradients are summed in fp32, forget
-    where to put a bias's gradient if a matrix of Muon's follows it in the bucket: merging the two, average_tensor
-    (runtime/zero/stage_1_and_2.py:1681) drops the first one's destination. Those biases then stand still.
-    """
-    return isinstance(recipe.optimizer, Muon)
 
 
 def aio_block() -> dict[str, Any]:

@@ -239,6 +239,17 @@ def test_the_communication_volume_is_that_of_the_zero_paper(zero_stage, volume, 
     assert elements == volume * 8_030_261_248
 
 
+@pytest.mark.parametrize(("zero_stage", "more"), [(0, 0), (1, 0), (2, 1), (3, 1)])
+def test_muons_gradients_are_all_reduced_where_others_are_scattered(zero_stage, more, estimate):
+    # deepspeed 0.19.8 refuses, or loses, Muon's reduce-scattered gradients: scaling/optimizers.py.
+    job, strategy, _ = estimate(shape=_LLAMA_3_8B, zero_stage=zero_stage, gradient_accumulation_steps=1, nodes=1)
+    whole, trained = held_parameters(job, strategy)
+    adamw, muon = (
+        zero_bytes(replace(job, optimizer=name), strategy, whole.dense, trained.dense) for name in ("adamw", "muon")
+    )
+    assert muon - adamw == more * 2 * 8_030_261_248
+
+
 @pytest.mark.parametrize(("nodes", "link_share", "network_share"), [(1, 7 / 8, 0), (4, 7 / 8, 3 / 4 / 8)])
 def test_a_reduction_over_nodes_sends_each_ranks_part_to_the_next_node(
     estimate, cluster_like, nodes, link_share, network_share
