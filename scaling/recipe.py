@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -77,35 +77,108 @@ def _in_order(bounds: list[float]) -> list[float]:
 Bounds = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
 
-class AdamW(_Strict):
-    """AdamW (Loshchilov & Hutter 2019). Biases and norms are never decayed."""
+Above0 = Annotated[float, Field(gt=0)]
+Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+
+
+class _Optimizer(_Strict):
+    """What all have: `lr` at its peak, and the decay of matrices. Biases and norms are never decayed."""
+
+    lr: Above0
+    weight_decay: NonNegative
+
+
+class AdamW(_Optimizer):
+    """AdamW (Loshchilov & Hutter 2019)."""
 
     name: Literal["adamw"]
-    lr: Annotated[float, Field(gt=0)]
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    eps: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    betas: Betas
+    eps: Above0
 
 
-class Lamb(_Strict):
-    """LAMB (You et al. 2020), exact under every plan. Biases and norms are never decayed.
+class Lamb(_Optimizer):
+    """LAMB (You et al. 2020), exact under every plan.
 
     The last four are what implementations disagree about; the defaults are the paper's. `scaling/optim/lamb.py` lists
     what Google's, NVIDIA's and DeepSpeed's do.
     """
 
     name: Literal["lamb"]
-    lr: Annotated[float, Field(gt=0)]
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    eps: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    betas: Betas
+    eps: Above0
     bias_correction: Literal["moments", "step", "none"] = "moments"
     trust_clip: Bounds | None = None  # of the trust ratio
     always_adapt: bool = False  # biases and norms take a trust ratio too, instead of 1
     normalize_gradients: bool = False  # to a global norm of 1, before the moments
 
 
-Optimizer = Annotated[AdamW | Lamb, Field(discriminator="name")]
+class Lars(_Optimizer):
+    """LARS (You, Gitman & Ginsburg 2017), exact under every plan. Biases and norms take SGD's step with momentum."""
+
+    name: Literal["lars"]
+    momentum: Fraction
+    trust_coefficient: Above0
+
+
+class Lans(_Optimizer):
+    """LANS (Zheng et al. 2020), exact under every plan. It divides each gradient by its tensor's norm."""
+
+    name: Literal["lans"]
+    betas: Betas
+    eps: Above0
+
+
+class Lion(_Optimizer):
+    """Lion (Chen et al. 2023): the sign of an average of gradients. A kernel of DeepSpeed's, for GPUs or offloaded."""
+
+    name: Literal["lion"]
+    betas: Betas
+
+
+class Muon(_Optimizer):
+    """Muon (Jordan et al. 2024) for the layers' matrices, AdamW at `adam_lr` for embeddings, biases and norms.
+
+    A matrix's step is `lr` x sqrt(max(1, outputs / inputs)) long in each direction, with Nesterov's momentum.
+    """
+
+    name: Literal["muon"]
+    momentum: Fraction
+    adam_lr: Above0
+    adam_betas: Betas
+    adam_eps: Above0
+
+
+class Adafactor(_Optimizer):
+    """Adafactor (Shazeer & Stern 2018) without momentum, on whole tensors only: at stage 0.
+
+    The step is relative to the tensor: at most the smaller of `lr` and 1 / sqrt(step), times its root mean square or
+    the second of `eps` if that is larger. The defaults are the paper's (section 9).
+    """
+
+    name: Literal["adafactor"]
+    beta2_decay: Annotated[float, Field(lt=0)] = -0.8
+    eps: Annotated[list[Above0], Field(min_length=2, max_length=2)] = [1e-30, 1e-3]
+    clipping_threshold: Annotated[float, Field(ge=1)] = 1.0  # of an update's root mean square
+
+
+class Sgd(_Optimizer):
+    """Stochastic gradient descent with momentum. The decay is part of the gradient."""
+
+    name: Literal["sgd"]
+    momentum: Fraction
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Sgd":
+        if self.nesterov and not self.momentum:
+            raise InputError("optimizer.nesterov", True, "needs a momentum above 0")
+        return self
+
+
+Optimizer = Annotated[AdamW | Lamb | Lars | Lans | Lion | Muon | Adafactor | Sgd, Field(discriminator="name")]
+_OPTIMIZERS: dict[str, type[_Optimizer]] = {
+    get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(get_args(Optimizer)[0])
+}
 
 
 class Schedule(_Strict):
@@ -147,6 +220,10 @@ class Recipe(_Strict):
             raise InputError("data.masking_fraction", 0.0, "leaves nothing to predict", hint="0.15 is BERT's")
         if self.gradient_clipping and isinstance(self.optimizer, Lamb) and self.optimizer.normalize_gradients:
             problem = "has no meaning where gradients are normalized"
+            raise InputError("gradient_clipping", self.gradient_clipping, problem, hint="0")
+        if self.gradient_clipping and isinstance(self.optimizer, Muon):
+            # deepspeed 0.19.8, runtime/zero/stage_1_and_2.py step(): the norm is taken after Muon's update.
+            problem = "would clip gradients at stage 0 and, from stage 1, what DeepSpeed's Muon has made of them"
             raise InputError("gradient_clipping", self.gradient_clipping, problem, hint="0")
         if steps > self.num_steps:
             raise InputError("schedule.warmup_steps", steps, f"is more than num_steps {self.num_steps}")
@@ -321,8 +398,8 @@ def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
 def _keys_at(path: tuple[Any, ...]) -> list[str]:
     """The keys that a recipe may have under `path`, branches included."""
     where: dict[tuple[Any, ...], type[BaseModel]] = {
-        (): Recipe, ("model",): Model, ("data",): Data, ("optimizer", "adamw"): AdamW,
-        ("optimizer", "lamb"): Lamb, ("schedule",): Schedule,
+        (): Recipe, ("model",): Model, ("data",): Data, ("schedule",): Schedule,
+        **{("optimizer", name): model for name, model in _OPTIMIZERS.items()},
     }  # fmt: skip
     model = where.get(path) or where.get(path[:1])
     return list(model.model_fields) if model else []

@@ -176,7 +176,7 @@ def test_a_model_by_its_dimensions_survives_dump_and_a_registered_one_is_named()
         (13, "  betas: [0.9]", r"^line 13: optimizer.betas: "),
         (13, "  betas: [0.9, 1.0]", r"^line 13: optimizer.betas.1: 1.0 is wrong"),
         (18, "gradient_clipping: -1.0", r"^line 18: gradient_clipping: -1.0 is wrong"),
-        (11, "  name: lion", r"^line 11: optimizer.name: 'lion' is wrong: .*'adamw', 'lamb'"),
+        (11, "  name: soap", r"^line 11: optimizer.name: 'soap' is wrong: .*'adamw', 'lamb'.*'lion'"),
         (17, "precision: fp8", r"^line 17: precision: 'fp8' is wrong: .*bf16"),
         (1, "name: a/b", r"^line 1: name: 'a/b' is wrong"),
         (1, "name: ..", r"^line 1: name: '\.\.' is wrong"),

@@ -133,12 +133,15 @@ def scaled(recipe: Recipe, global_batch_size: int, *, rule: str | None = None, w
 
 
 def _rule(name: str | None, optimizer: str) -> Rule:
+    others = [rule.name for rule in RULES.values() if optimizer in rule.optimizers]
+    if not others:
+        known = sorted({each for rule in RULES.values() for each in rule.optimizers})
+        raise InputError("optimizer", optimizer, "has no published rule", hint=f"there are some for {_or(known)}")
     if name is None:
-        return next(rule for rule in RULES.values() if optimizer in rule.optimizers)
+        return RULES[others[0]]
     if name not in RULES:
         raise InputError("rule", name, "is not a known rule", hint=did_you_mean(name, RULES))
     if optimizer not in RULES[name].optimizers:
-        others = [rule.name for rule in RULES.values() if optimizer in rule.optimizers]
         raise InputError("rule", name, f"is not derived for {optimizer}", hint=f"for {optimizer}: {_or(others)}")
     return RULES[name]
 
@@ -156,7 +159,7 @@ def _optimizer_changes(recipe: Recipe, k: float, rule: Rule) -> list[Change]:
     changes = [
         Change("optimizer.lr", old.lr, _tidy(old.lr * rule.lr_factor(k)), f"x k^{rule.lr_exponent:g}: {rule.name}")
     ]
-    if rule.moves_betas:
+    if rule.moves_betas and isinstance(old, recipes.AdamW):
         betas = [_scaled_beta(recipe, beta, k) for beta in old.betas]
         changes += [
             Change("optimizer.betas", old.betas, betas, f"1 - b -> k (1 - b): {rule.name}"),

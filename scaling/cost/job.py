@@ -5,11 +5,11 @@ from functools import cached_property
 from typing import Literal
 
 from scaling.hardware import MatmulPrecision, Precision
+from scaling.optimizers import Name
 from scaling.recipe import Recipe
 from scaling.shape import Shape
 
 Attention = Literal["flash", "eager"]
-Optimizer = Literal["adamw", "adamw8bit", "lamb", "adafactor", "lion", "muon", "sgd", "lars"]
 AdapterTarget = Literal["query", "key", "value", "output", "mlp"]
 
 
@@ -49,7 +49,7 @@ class Job:
     seq_length: int
     precision: Precision
     matmul_precision: MatmulPrecision | None = None
-    optimizer: Optimizer = "adamw"
+    optimizer: Name = "adamw"
     adapter: Adapter | None = None
     dropout: float = 0.0
     predicted_fraction: float = 1.0

@@ -244,7 +244,7 @@ def host_bytes(job: Job, strategy: Strategy, cluster: Cluster) -> int:
         partition = width * (2 if strategy.gradient_accumulation_steps > 1 else 1)
     optimizer = {
         "none": 0,
-        "cpu": int(trained * (2 * FP32_BYTES + moments_bytes(job, FP32_BYTES) + partition)),
+        "cpu": int(trained * (2 * FP32_BYTES + moments_bytes(job, FP32_BYTES, offloaded=True) + partition)),
         "nvme": trained * partition + NVME_OPTIMIZER_BUFFERS * sub_group * FP32_BYTES,
     }
     parameters = {

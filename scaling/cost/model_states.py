@@ -2,20 +2,13 @@
 
 from typing import NamedTuple
 
-from scaling.cost.job import Job, Optimizer
+from scaling.cost.job import Job
 from scaling.cost.profile import DEEPSPEED, Profile
+from scaling.optimizers import OPTIMIZERS
 from scaling.shape import Shape
 from scaling.strategy import Rank, Strategy, layers_per_rank
 
 FP32_BYTES = 4
-
-# Moments per parameter, each as wide as the stack keeps them unless a width in bytes is given. Adafactor keeps a row
-# and a column per matrix (Shazeer & Stern 2018), Muon one moment for the layers' matrices and Adam's two for the rest
-# (Jordan et al. 2024), adamw8bit two of a byte (Dettmers et al. 2022).
-_MOMENTS: dict[Optimizer, tuple[int, int | None]] = {
-    "adamw": (2, None), "lamb": (2, None), "adamw8bit": (2, 1), "lion": (1, None), "sgd": (1, None),
-    "lars": (1, None), "adafactor": (0, None), "muon": (1, None),
-}  # fmt: skip
 
 
 class Held(NamedTuple):
@@ -122,14 +115,18 @@ def optimizer_bytes(job: Job, zero_stage: int, profile: Profile = DEEPSPEED) -> 
     return master + moments_bytes(job, moment)
 
 
-def moments_bytes(job: Job, width: int) -> float:
-    """Bytes of moments per trained parameter in a stack that keeps them `width` wide."""
-    count: float
-    count, own = _MOMENTS[job.optimizer]
+def moments_bytes(job: Job, width: int, *, offloaded: bool = False) -> float:
+    """Bytes of moments per trained parameter in a stack that keeps them `width` wide.
+
+    Muon has one for the layers' matrices and Adam's two for the rest (Jordan et al. 2024).
+    """
+    row, count = OPTIMIZERS[job.optimizer], float(OPTIMIZERS[job.optimizer].moments)
     if job.optimizer == "muon":
         shape = job.shape
         count += 1 - shape.num_layers * shape.layer_matmul_params / shape.num_params
-    return count * (own or width)
+    if offloaded and row.offloaded_moments is not None:
+        count = row.offloaded_moments
+    return count * (row.moment_bytes or width)
 
 
 def keeps_gradients(strategy: Strategy) -> bool:

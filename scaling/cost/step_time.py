@@ -28,6 +28,7 @@ from scaling.cost.model_states import (
 )
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Accelerator, Cluster
+from scaling.optimizers import OPTIMIZERS
 from scaling.strategy import LOSS_CHUNK_TOKENS, Strategy, layers_per_rank
 from scaling.units import SECONDS_PER_DAY
 
@@ -179,7 +180,7 @@ def updated_bytes(job: Job, profile: Profile) -> float:
     A trust ratio needs all of a tensor's update before any of it is applied: master and moments are read once more.
     """
     moments = moments_bytes(job, FP32_BYTES if job.precision == "fp32" else profile.moment_bytes)
-    again = FP32_BYTES + moments if job.optimizer in ("lamb", "lars") else 0
+    again = FP32_BYTES + moments if OPTIMIZERS[job.optimizer].reads_twice else 0
     return 3 * FP32_BYTES + 2 * moments + again
 
 
@@ -378,16 +379,17 @@ def zero_bytes(job: Job, strategy: Strategy, whole: float, trained: float) -> fl
     `whole` and `trained` are the parameters that a rank holds before ZeRO, and those that have gradients. An all-reduce
     moves its tensor twice, a reduce-scatter or all-gather once. Stages 0 and 1 reduce once a step (stage 1 all-reduces,
     in fp32 where it accumulates), stages 2 and 3 every micro step; stage 3 gathers the parameters for each forward and
-    each backward. (Rajbhandari et al. 2020, section 7.)
+    each backward. Muon's gradients are all-reduced there too. (Rajbhandari et al. 2020, section 7.)
     """
     steps, width = strategy.gradient_accumulation_steps, element_bytes(job.precision)
     accumulated = 4 if steps > 1 else width
+    scattered = 2 if OPTIMIZERS[job.optimizer].all_reduces else 1
     match strategy.zero_stage:
         case 0:
             return 2 * trained * width
         case 1:
             return 2 * trained * accumulated + trained * width
         case 2:
-            return steps * trained * width + trained * width
+            return steps * scattered * trained * width + trained * width
         case _:
-            return steps * (2 * whole + trained) * width
+            return steps * (2 * whole + scattered * trained) * width

@@ -7,6 +7,7 @@ from typing import Any, cast, get_args
 from scaling.ds_config import write
 from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
 from scaling.files import read_text
+from scaling.optimizers import OPTIMIZERS, unsound
 from scaling.plan.layouts import offload_ignored
 from scaling.recipe import Recipe
 from scaling.strategy import Offload, Strategy, bucket_size
@@ -128,6 +129,11 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     if "optimizer" in ours and "optimizer" not in config:
         notes.append("optimizer: the recipe's, since the ds_config has none")
     problems = _contradictions(config, recipe, strategy)
+    if reason := unsound(recipe.optimizer.name, strategy.zero_stage, strategy.offload_optimizer):
+        problems.append(f"zero_optimization: {reason}")
+    scattered = strategy.zero_stage > 0 and _block(config, "zero_optimization").get("reduce_scatter", True)
+    if scattered and OPTIMIZERS[recipe.optimizer.name].all_reduces:
+        problems.append("zero_optimization.reduce_scatter: DeepSpeed 0.19.8 loses Muon's gradients; false works")
     if strategy.zero_stage == 0 and recipe.precision != "fp32":
         problems.append(
             f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8"
@@ -179,7 +185,8 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
     }
     if "optimizer" in config and expected["optimizer"] is None:
         name = recipe.optimizer.name
-        problems.append(f"optimizer: the recipe's {name} is scaling.optim's own; a block would be DeepSpeed's")
+        made = OPTIMIZERS[name].implementation
+        problems.append(f"optimizer: the recipe's {name} is {made}, which is handed to DeepSpeed; remove the block")
         del expected["optimizer"]
     for key, ours in expected.items():
         if key in config:

@@ -4,6 +4,7 @@ Never train_batch_size: DeepSpeed derives it wrongly with tensor or sequence par
 ours. Defaults are not relied on: gradient_clipping became 1.0 in 0.19.3, offload pin_memory true in 0.19.5.
 """
 
+import math
 from typing import Any
 
 from scaling.cost.memory import (
@@ -13,7 +14,8 @@ from scaling.cost.memory import (
     nvme_buffer_size,
     sub_group_size,
 )
-from scaling.recipe import Recipe
+from scaling.optimizers import OPTIMIZERS
+from scaling.recipe import Adafactor, AdamW, Lion, Recipe, Sgd
 from scaling.strategy import Strategy
 
 
@@ -83,7 +85,7 @@ def zero_block(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None)
     block |= {
         "contiguous_gradients": True,
         "overlap_comm": True,
-        "reduce_scatter": True,
+        "reduce_scatter": not OPTIMIZERS[recipe.optimizer.name].all_reduces,
         "reduce_bucket_size": strategy.reduce_bucket_size,
     }
     if stage <= 2:
@@ -139,30 +141,37 @@ def aio_block() -> dict[str, Any]:
 def optimizer_keys(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
     """What DeepSpeed is told of the optimizer: which one to make, or that it shall take the one it is given.
 
-    LAMB is handed to it (scaling/optim): DeepSpeed's own is not LAMB under ZeRO, so there is no block for it.
+    Given one, there is no block: DeepSpeed's own LAMB is none under ZeRO, and its Muon would choose the matrices by
+    their names.
     """
-    block = optimizer_block(recipe, strategy)
+    block, row = optimizer_block(recipe, strategy), OPTIMIZERS[recipe.optimizer.name]
     if block is not None:
-        return {"optimizer": block}
+        # Sound at this stage, or it would have been refused: what ZeRO does not know works element by element.
+        return {"optimizer": block, "zero_allow_untested_optimizer": not row.known_to_zero}
     return {"zero_force_ds_cpu_optimizer": False} if strategy.offload_optimizer != "none" else {}
 
 
 def optimizer_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any] | None:
-    """AdamW: torch's fused kernel, which needs no compiler; DeepSpeed's CPU kernel where the optimizer is offloaded.
+    """The optimizer that DeepSpeed makes; None where scale/train.py hands it one (scaling/training/engine.py).
 
-    None for an optimizer that is ours.
+    AdamW: torch's fused kernel, which needs no compiler; DeepSpeed's CPU kernel where it is offloaded.
     """
-    if recipe.optimizer.name != "adamw":
-        return None
-    params: dict[str, Any] = {
-        "lr": recipe.optimizer.lr,
-        "betas": list(recipe.optimizer.betas),
-        "eps": recipe.optimizer.eps,
-        "weight_decay": recipe.optimizer.weight_decay,
-    }
-    if strategy.offload_optimizer == "none":
-        params |= {"torch_adam": True, "fused": True}
-    return {"type": "AdamW", "params": params}
+    optimizer, offloaded = recipe.optimizer, strategy.offload_optimizer != "none"
+    params: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    match optimizer:
+        case AdamW():
+            params |= {"betas": list(optimizer.betas), "eps": optimizer.eps}
+            return {"type": "AdamW", "params": params if offloaded else {**params, "torch_adam": True, "fused": True}}
+        case Lion():
+            return {"type": "Lion", "params": {**params, "betas": list(optimizer.betas)}}
+        case Sgd():
+            params |= {"momentum": optimizer.momentum, "dampening": 0.0, "nesterov": optimizer.nesterov, "fused": True}
+            return {"type": "SGD", "params": params}
+        case Adafactor():
+            mean_square, rms = optimizer.eps  # torch squares its first (2.13, optim/_adafactor.py)
+            params |= {"beta2_decay": optimizer.beta2_decay, "eps": [math.sqrt(mean_square), rms]}
+            return {"type": "Adafactor", "params": {**params, "d": optimizer.clipping_threshold, "foreach": False}}
+    return None
 
 
 def scheduler_block(recipe: Recipe) -> dict[str, Any] | None:

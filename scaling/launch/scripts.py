@@ -15,8 +15,9 @@ from scaling import ds_config
 from scaling.cost import Job, memory
 from scaling.errors import InputError
 from scaling.launch.command import accelerate_command, command, script_command
+from scaling.optimizers import OPTIMIZERS
 from scaling.plan import Plan
-from scaling.recipe import Recipe
+from scaling.recipe import AdamW, Recipe
 from scaling.units import format_bytes
 
 Runner = Literal["scale", "accelerate", "trainer"]
@@ -25,14 +26,18 @@ SCRIPT = "your_script.py"
 ACCELERATE, ARGUMENTS = "accelerate.yaml", "training_arguments.json"
 # What stands beside the ds_config for each.
 NAMES: dict[Runner, tuple[str, ...]] = {"scale": (), "accelerate": (ACCELERATE,), "trainer": (ARGUMENTS,)}
+_NAMED = ", ".join(name for name, row in OPTIMIZERS.items() if row.named_in_ds_config)
 
 
 def require_optimizer(recipe: Recipe, runner: Runner) -> None:
     """Refuses a recipe whose optimizer neither a ds_config nor TrainingArguments can name, for a script's runner."""
-    if runner != "scale" and recipe.optimizer.name != "adamw":
+    row, name = OPTIMIZERS[recipe.optimizer.name], recipe.optimizer.name
+    named = {"scale": True, "accelerate": row.named_in_ds_config, "trainer": name == "adamw"}
+    if not named[runner]:
+        works = "--optimizer adamw" if runner == "trainer" else f"--optimizer {_NAMED}"
         raise InputError(
-            "optimizer", recipe.optimizer.name, f"cannot be named in what {runner} reads",
-            hint="--optimizer adamw; or hand scaling.optim.Lamb to the script's own engine or Trainer",
+            "optimizer", name, f"cannot be named in what {runner} reads",
+            hint=f"{works}; or hand {row.implementation} to the script's own engine or Trainer",
         )  # fmt: skip
 
 
@@ -90,8 +95,8 @@ def accelerate_config(plan: Plan, config_path: str) -> dict[str, Any]:
 
 def training_arguments(plan: Plan, config_path: str, output_dir: str) -> dict[str, Any]:
     """What TrainingArguments(**...) takes."""
-    recipe, strategy = plan.recipe, plan.strategy
-    beta1, beta2 = recipe.optimizer.betas
+    recipe, strategy, optimizer = plan.recipe, plan.strategy, plan.recipe.optimizer
+    assert isinstance(optimizer, AdamW)  # by require_optimizer
     checkpointing = strategy.activation_checkpointing == "full"
     return {
         "output_dir": output_dir,
@@ -100,11 +105,11 @@ def training_arguments(plan: Plan, config_path: str, output_dir: str) -> dict[st
         "gradient_accumulation_steps": strategy.gradient_accumulation_steps,
         "max_steps": recipe.num_steps,
         "optim": "adamw_torch_fused",  # with the optimizer offloaded accelerate puts DeepSpeed's CPU Adam in its place
-        "learning_rate": recipe.optimizer.lr,
-        "adam_beta1": beta1,
-        "adam_beta2": beta2,
-        "adam_epsilon": recipe.optimizer.eps,
-        "weight_decay": recipe.optimizer.weight_decay,
+        "learning_rate": optimizer.lr,
+        "adam_beta1": optimizer.betas[0],
+        "adam_beta2": optimizer.betas[1],
+        "adam_epsilon": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
         **_schedule(recipe),
         "max_grad_norm": recipe.gradient_clipping,
         "bf16": recipe.precision == "bf16",

@@ -9,6 +9,7 @@ from itertools import product
 from typing import NamedTuple
 
 from scaling.hardware import Cluster
+from scaling.optimizers import unsound
 from scaling.recipe import Recipe
 from scaling.shape import Shape
 from scaling.strategy import Checkpointing, Offload, family_name, parallelism
@@ -128,6 +129,8 @@ def offload_ignored(zero_stage: int, offload_optimizer: Offload, offload_param: 
 def illegal(recipe: Recipe, layout: Layout) -> str:
     """Why DeepSpeed 0.19.8 would refuse a layout or do something else than asked; an empty string where neither."""
     stage = layout.zero_stage
+    if reason := unsound(recipe.optimizer.name, stage, layout.offload_optimizer):
+        return reason
     if stage == 0 and recipe.precision != "fp32":
         return (
             f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "

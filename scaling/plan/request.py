@@ -4,9 +4,10 @@ from typing import Any
 
 from scaling import recipe as recipes
 from scaling import registry
-from scaling.errors import InputError, ScaleError
+from scaling.errors import InputError, ScaleError, did_you_mean
 from scaling.hardware import Cluster
-from scaling.recipe import EMBEDDED_CORPUS, AdamW, Data, Lamb, Recipe, Schedule, model_of
+from scaling.optimizers import OPTIMIZERS, TRAINABLE, Name
+from scaling.recipe import EMBEDDED_CORPUS, Adafactor, AdamW, Data, Lamb, Lion, Optimizer, Recipe, Schedule, model_of
 from scaling.registry import Entry
 from scaling.units import format_count, parse_count
 
@@ -17,6 +18,16 @@ _WARMUP_FRACTION = 0.01
 # You et al. 2020 (arXiv 1904.00962), untuned LAMB for BERT-Large: from 512 to 32k sequences the rate goes with the root
 # of the batch up to 5e-3, and the share of the steps that warm it up with the batch itself, up to a fifth.
 _LAMB_LR, _LAMB_WARMUP_FRACTION, _LAMB_BATCH = 5e-3, 1 / 5, 32768
+# Chen et al. 2023 (arXiv 2302.06675, section 5): a rate 3 to 10 times smaller than AdamW's and a decay larger by as
+# much; between them, 5.
+_LION_FRACTION = 1 / 5
+# Optimizers for which no learning rate is published that a Transformer's size or its batch would give.
+_WITHOUT_A_RULE: dict[Name, str] = {
+    "lars": "published rates are for convolutional networks",
+    "lans": "rates are published for BERT-Large at two batches, with a schedule of their own",
+    "muon": "published rates are tuned model by model",
+    "sgd": "its rate is tuned model by model",
+}
 
 
 def recipe_for(
@@ -47,8 +58,11 @@ def recipe_for(
             raise InputError(field, value, "must be at least 1")
     if entry.note:
         assumptions.append(f"model: {entry.note}")
-    require_optimizer(optimizer)
-    if precision is None:
+    known = require_optimizer(optimizer)
+    if precision is None and OPTIMIZERS[known].stages == (0,):
+        precision = "fp32"
+        assumptions.append(f"precision: fp32, since {optimizer} needs stage 0")
+    elif precision is None:
         precision = "bf16" if cluster.accelerator.supports_bf16 else "fp16"
         assumptions.append(f"precision: {precision}")
     shape = entry.shape
@@ -64,7 +78,7 @@ def recipe_for(
     else:
         num_tokens = parse_count(tokens, "tokens")
     num_steps = max(1, round(num_tokens / (global_batch_size * seq_length)))
-    update, warmup_fraction, sentence = _published_optimizer(optimizer, entry, global_batch_size)
+    update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size)
     assumptions.append(sentence)
     fields = dict(
         name=shape.name,
@@ -110,20 +124,44 @@ def overridden(
     return recipes.changed(recipe, changes), sentences
 
 
-def require_optimizer(name: str) -> None:
-    """Refuses an optimizer that this version cannot train with."""
-    if name not in ("adamw", "lamb"):
-        raise InputError("optimizer", name, "is not available yet", hint="adamw or lamb")
+def require_optimizer(name: str) -> Name:
+    """The optimizer of this name. Raises InputError for one that this version cannot train with."""
+    for known in TRAINABLE:
+        if known == name:
+            return known
+    raise InputError("optimizer", name, "is none that scale/train.py has", hint=did_you_mean(name, TRAINABLE))
 
 
-def _published_optimizer(name: str, entry: Entry, batch: int) -> tuple[AdamW | Lamb, float, str]:
-    """(the optimizer, the share of the steps that warm it up, what was assumed) for `batch` sequences."""
-    if name == "adamw":
-        return (
-            AdamW(name="adamw", lr=entry.lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
-            _WARMUP_FRACTION,
-            f"optimizer: adamw, lr {entry.lr:g} as published for this size, betas 0.9 and 0.95, weight decay 0.1",
-        )
+def _published_optimizer(name: Name, entry: Entry, batch: int) -> tuple[Optimizer, float, str]:
+    """(the optimizer, the share of the steps that warm it up, what was assumed) for `batch` sequences.
+
+    Raises InputError where nothing published says.
+    """
+    match name:
+        case "adamw":
+            return (
+                AdamW(name="adamw", lr=entry.lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
+                _WARMUP_FRACTION,
+                f"optimizer: adamw, lr {entry.lr:g} as published for this size, betas 0.9 and 0.95, weight decay 0.1",
+            )
+        case "lion":
+            lr, decay = float(f"{entry.lr * _LION_FRACTION:.2g}"), 0.1 / _LION_FRACTION
+            return (
+                Lion(name="lion", lr=lr, betas=[0.9, 0.99], weight_decay=decay),
+                _WARMUP_FRACTION,
+                f"optimizer: lion, lr {lr:g} and weight decay {decay:g}, a fifth and five times AdamW's for this size: "
+                "Chen et al. 2023 say 3 to 10; betas 0.9 and 0.99",
+            )
+        case "adafactor":
+            return (
+                Adafactor(name="adafactor", lr=1e-2, weight_decay=0.0),
+                _WARMUP_FRACTION,
+                "optimizer: adafactor, lr 0.01 relative to each tensor, no weight decay, as Shazeer & Stern 2018 "
+                "propose",
+            )
+        case other if other in _WITHOUT_A_RULE:
+            problem = f"has no learning rate to assume: {_WITHOUT_A_RULE[other]}"
+            raise InputError("optimizer", other, problem, hint="write a recipe that has one, and give --recipe FILE")
     share = min(1.0, batch / _LAMB_BATCH)
     lr, warmup = float(f"{_LAMB_LR * share**0.5:.2g}"), max(_WARMUP_FRACTION, _LAMB_WARMUP_FRACTION * share)
     return (

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
+from scaling.optimizers import OPTIMIZERS, unsound
 from scaling.plan.explain import Family, rejections
 from scaling.plan.layouts import illegal, layouts, offload_ignored, offloads_on
 from scaling.plan.plan import TIE_FRACTION, Candidate, Plan
@@ -42,6 +43,7 @@ def search(
     """
     _require_batch(recipe, cluster)
     _require_precision(recipe, cluster)
+    _require_optimizer(recipe, cluster, steering)
     _require_offload(cluster, steering)
     question = Question(recipe=recipe, cluster=cluster, profile=profile, steering=steering)
     families: dict[tuple[str, tuple[str, ...]], Family] = {}
@@ -98,6 +100,8 @@ def _said(question: Question, chosen: Strategy) -> list[str]:
         said.append(f"buckets: {size} elements instead of {format_count(usual)}, or it would not fit")
     if chosen.uses_nvme:
         said.append(_NVME_NEEDS)
+    if question.recipe.optimizer.name == "muon":
+        said.append("time: Muon's matmuls, and the matrices that ranks gather for it, are not priced")
     return said
 
 
@@ -141,6 +145,21 @@ def _require_precision(recipe: Recipe, cluster: Cluster) -> None:
         raise InputError("precision", "bf16", f"is not supported by {cluster.accelerator.name}", hint="use fp16")
     if recipe.precision == "fp16" and cluster.is_cpu:
         raise InputError("precision", "fp16", "is refused by DeepSpeed on a CPU", hint="use bf16 or fp32")
+
+
+def _require_optimizer(recipe: Recipe, cluster: Cluster, steering: Steering) -> None:
+    """What rules out every strategy at once."""
+    name = recipe.optimizer.name
+    if OPTIMIZERS[name].stages == (0,) and recipe.precision != "fp32":
+        problem = f"does not go with {name}, which needs stage 0, where DeepSpeed 0.19.8 takes a step too many in it"
+        raise InputError("precision", recipe.precision, problem, hint="fp32")
+    if cluster.is_cpu and OPTIMIZERS[name].needs_gpu:
+        problem = f"has no kernel that runs on {cluster.accelerator.name}: {OPTIMIZERS[name].implementation}"
+        raise InputError("optimizer", name, problem, hint="GPUs, or another optimizer")
+    pinned = dict(steering.pins)
+    stage, place = pinned.get("zero_stage", OPTIMIZERS[name].stages[0]), pinned.get("offload_optimizer", "none")
+    if reason := unsound(name, int(stage), place):  # type: ignore[arg-type]  # pins are checked as they are read
+        raise InputError("pin", str(steering), "cannot be", hint=reason)
 
 
 def _require_offload(cluster: Cluster, steering: Steering) -> None:

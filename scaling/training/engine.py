@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 
 from scaling import models
-from scaling.optim import Lamb
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
+from scaling.training import optimizer
 
 
 def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> Any:
@@ -22,15 +22,16 @@ def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> A
         # Non-reentrant: the reentrant form loses gradients of inputs that do not require them.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
-    groups = parameter_groups(wrapped, recipe.optimizer.weight_decay)
+    optimizer.require_kernel(recipe, strategy)
+    ours = optimizer.make(recipe.optimizer, wrapped)
+    groups = optimizer.parameter_groups(wrapped, recipe.optimizer.weight_decay)
     if strategy.zero_stage == 3:
         partition(wrapped, recipe, config, initialised=initialised)
-    if recipe.optimizer.name == "adamw":  # DeepSpeed makes it, by the ds_config
+    if ours is None:  # DeepSpeed makes it, by the ds_config
         engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=groups, config=config)
         return engine
-    optimizer = Lamb(groups, **recipe.optimizer.model_dump(exclude={"name", "weight_decay"}))
-    engine, *_ = deepspeed.initialize(model=wrapped, optimizer=optimizer, config=config)
-    optimizer.attach(engine)
+    engine, *_ = deepspeed.initialize(model=wrapped, optimizer=ours, config=config)
+    optimizer.attach(ours, engine)
     return engine
 
 
@@ -45,20 +46,6 @@ def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any], *, init
         # What was never written is not read either: that would give it memory.
         parameter.data = parameter.data.to(dtype) if initialised else torch.empty_like(parameter.data, dtype=dtype)
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, biases and norms do not (Devlin et al. 2018; Radford et al. 2019)."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def set_learning_rate(engine: Any, lr: float) -> None:
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
 
 
 def loss_scale(engine: Any) -> float:

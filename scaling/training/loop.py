@@ -14,9 +14,10 @@ from scaling.data import IGNORED, Corpus, micro_batch_indices
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import checkpoint
-from scaling.training.engine import set_learning_rate, step_and_gradient_norm
+from scaling.training.engine import step_and_gradient_norm
 from scaling.training.memory import MemoryGauge
 from scaling.training.noise_scale import GradientNoise
+from scaling.training.optimizer import set_learning_rate
 from scaling.training.progress import Talk
 from scaling.training.ranks import Ranks
 from scaling.training.run import Metrics

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from scaling.cost.job import Adapter, Attention, Job, Optimizer
+from scaling.cost.job import Adapter, Attention, Job
 from scaling.cost.profile import Profile, find_profile
 from scaling.errors import FileProblems, InputError
 from scaling.files import read_text
 from scaling.hardware import ACCELERATORS, ASSUMED_HOST_MEMORY_BYTES, Accelerator, Cluster, MatmulPrecision
+from scaling.optimizers import Name
 from scaling.shape import Family, Shape
 from scaling.strategy import Checkpointing, Rank, Strategy
 from scaling.units import BITS_PER_BYTE, GIB
@@ -312,9 +313,9 @@ def _job(row: _Row, strategy: Strategy, stack: Stack) -> Job:
     notes = row["notes"]
     if not row["attention"]:
         raise _Skip("attention is not given")
-    optimizers: tuple[tuple[str, Optimizer], ...] = (
+    optimizers: tuple[tuple[str, Name], ...] = (
         ("8bit", "adamw8bit"), ("8-bit", "adamw8bit"), ("adafactor", "adafactor"), ("muon", "muon"), ("lamb", "lamb"),
-        ("lars", "lars"), ("lion", "lion"), ("sgd", "sgd"), ("adam", "adamw"),
+        ("lars", "lars"), ("lans", "lans"), ("lion", "lion"), ("sgd", "sgd"), ("adam", "adamw"),
     )  # fmt: skip
     optimizer = next((name for word, name in optimizers if word in row["optimizer"].lower()), None)
     if optimizer is None:

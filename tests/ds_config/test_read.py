@@ -117,7 +117,7 @@ def test_lamb_is_handed_to_deepspeed_and_has_no_block(offload, read, planned_rec
     # A file by hand need not know about it.
     ready, _, _ = read(_changed(zero_optimization={"stage": 2, "offload_optimizer": {"device": offload}}), recipe)
     assert ready.get("zero_force_ds_cpu_optimizer") == (None if offload == "none" else False)
-    with pytest.raises(FileProblems, match=r"optimizer: the recipe's lamb is scaling\.optim's own"):
+    with pytest.raises(FileProblems, match=r"optimizer: the recipe's lamb is scaling\.optim\.Lamb, which is handed"):
         read(_changed(optimizer={"type": "Lamb", "params": {"lr": 2e-3}}), recipe)
 
 

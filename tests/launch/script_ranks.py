@@ -133,7 +133,7 @@ def _facts(engine: Any, accelerator: Any) -> dict[str, Any]:
         "clipping": engine.gradient_clipping(),
         "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}",
         "groups": [
-            {name: group[name] for name in ("betas", "eps", "weight_decay", "fused")}
+            {name: group[name] for name in ("betas", "eps", "weight_decay", "fused") if name in group}
             for group in optimizer.param_groups
         ],
     }

@@ -19,6 +19,7 @@ from transformers import get_scheduler
 from scaling import hardware
 from scaling.cost import Job, memory
 from scaling.ds_config.check import Context, check
+from scaling.errors import InputError
 from scaling.launch import bundle, scripts
 from scaling.plan import search
 from scaling.plan.steering import Steering
@@ -119,6 +120,29 @@ def test_accelerate_trains_the_plan_by_its_config(tiny_plan, tmp_path, stage, sc
     expected = [_rate(plan.recipe, step - lag) for step, lag in zip(range(1, _STEPS + 1), behind, strict=True)]
     for found in ranks:
         assert found["rates"] == pytest.approx(expected)
+
+
+def test_accelerate_makes_any_optimizer_that_the_ds_config_names(tiny_plan, tmp_path):
+    optimizer = {"name": "sgd", "lr": 0.5, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    plan = tiny_plan(2, optimizer=optimizer)
+    scripts.require_optimizer(plan.recipe, "accelerate")
+    bundle.write(plan, tmp_path / "p", "accelerate")
+    for found in on_ranks(2, through_accelerate, str(tmp_path / "p" / "accelerate.yaml"), plan.recipe, _STEPS, False):
+        assert found["optimizer"] == "torch.optim.sgd.SGD"
+        assert [group["weight_decay"] for group in found["groups"]] == [0.01, 0.0]
+        assert (found["zero_stage"], found["batch"]) == (2, 8)
+        assert all(4 < loss < 7 for loss in found["losses"])
+
+
+@pytest.mark.parametrize(("name", "runner"), [("sgd", "trainer"), ("muon", "accelerate"), ("lars", "trainer")])
+def test_an_optimizer_that_a_scripts_files_cannot_name_is_refused(name, runner, tmp_path):
+    fields = {
+        "sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9, "trust_coefficient": 0.001},
+        "muon": {"momentum": 0.95, "adam_lr": 1e-3, "adam_betas": [0.9, 0.95], "adam_eps": 1e-8},
+    }[name]  # fmt: skip
+    optimizer = {"name": name, "lr": 0.01, "weight_decay": 0.01, **fields}
+    with pytest.raises(InputError, match=f"'{name}' cannot be named in what {runner} reads"):
+        scripts.require_optimizer(tiny_recipe(tmp_path, optimizer=optimizer, gradient_clipping=0.0), runner)
 
 
 def test_accelerate_takes_an_optimizer_of_the_scripts_own_without_the_two_blocks(tiny_plan, tmp_path):

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from scaling import data, ds_config, models, train
 from scaling.errors import FileProblems
 from scaling.optim import Lamb
-from scaling.training.engine import parameter_groups
 from scaling.training.export import export
+from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 from tests.training.runs import files, layout, losses, metrics, run, tiny_recipe
 
@@ -83,7 +83,7 @@ def test_an_export_is_a_transformers_model(folder, tmp_path):
 def test_a_configuration_with_deepspeeds_own_lamb_is_refused(folder, tmp_path):
     recipe, (_, strategy) = recipe_in(folder), LAYOUTS["stage 2"]
     config = {**ds_config.emit(recipe, strategy), "optimizer": {"type": "Lamb", "params": {"lr": 0.01}}}
-    with pytest.raises(FileProblems, match=r"scaling\.optim's own"):
+    with pytest.raises(FileProblems, match=r"scaling\.optim\.Lamb, which is handed"):
         ds_config.reconcile(config, recipe, strategy)
     asked = files(tmp_path, recipe, strategy)
     flags = ["--ds_config", str(asked[1]), "--recipe", str(asked[0])]

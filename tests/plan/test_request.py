@@ -81,7 +81,8 @@ def test_the_published_batch_keeps_its_tokens_at_another_sequence_length(cluster
         ({"params": "1.3B", "tokens": "many"}, "tokens"),
         ({"params": "1.3B", "tokens": "0"}, "tokens"),
         ({"params": "1.3B", "precision": "int8"}, "precision"),
-        ({"params": "1.3B", "optimizer": "lion"}, "optimizer"),
+        ({"params": "1.3B", "optimizer": "adamw8bit"}, "optimizer"),
+        ({"params": "1.3B", "optimizer": "sgd"}, "optimizer"),
     ],
 )
 def test_what_cannot_be_is_refused_by_field(cluster_like, asked, field):
@@ -111,6 +112,33 @@ def test_lambs_learning_rate_and_warmup_follow_the_published_root_rule(cluster_l
     assert recipe.optimizer.lr == pytest.approx(lr, rel=0.02)
     assert recipe.schedule.warmup_steps / recipe.num_steps == pytest.approx(warmup, rel=0.02)
     assert "You et al. 2020" in _said(said, "optimizer")
+
+
+def test_lions_rate_and_decay_stay_within_what_its_authors_say(cluster_like):
+    # Chen et al. 2023, section 5: the rate 3 to 10 times smaller than AdamW's, the decay larger by as much, so that
+    # their product stays.
+    adamw, lion = (recipe_for(cluster_like(), params="1.3B", optimizer=name)[0].optimizer for name in ("adamw", "lion"))
+    assert 3 <= adamw.lr / lion.lr <= 10
+    assert lion.lr * lion.weight_decay == pytest.approx(adamw.lr * adamw.weight_decay)
+    assert "Chen et al. 2023" in _said(recipe_for(cluster_like(), params="1.3B", optimizer="lion")[1], "optimizer")
+
+
+def test_adafactor_is_planned_in_fp32_with_its_papers_values(cluster_like):
+    recipe, said = recipe_for(cluster_like(), params="125M", optimizer="adafactor")
+    assert recipe.precision == "fp32"
+    assert "stage 0" in _said(said, "precision")
+    # Shazeer & Stern 2018, section 9: eps 1e-30 and 1e-3, d 1, rho 1e-2, beta2 1 - t^-0.8.
+    assert recipe.optimizer.model_dump() == {
+        "name": "adafactor", "lr": 1e-2, "weight_decay": 0.0, "beta2_decay": -0.8, "eps": [1e-30, 1e-3],
+        "clipping_threshold": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["lars", "lans", "muon", "sgd"])
+def test_an_optimizer_without_a_published_rate_wants_a_recipe(cluster_like, name):
+    with pytest.raises(InputError, match=f"{name}' has no learning rate to assume") as caught:
+        recipe_for(cluster_like(), params="1.3B", optimizer=name)
+    assert "--recipe" in caught.value.hint
 
 
 def test_flags_override_a_recipe_and_each_says_so(planned_recipe):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from scaling import data, models
-from scaling.training.engine import parameter_groups
+from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 from tests.training.runs import layout, run, tiny_recipe
 

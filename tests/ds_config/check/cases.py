@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch._dynamo
 from deepspeed.accelerator import get_accelerator
 from deepspeed.compile.config import CompileConfig
 from deepspeed.compile.init_z3 import init_z3
@@ -127,6 +128,29 @@ def norm_at_stage_3(config: Any) -> float:
     return norm_of_a_shared_loss(config)
 
 
+def not_factored(engine: Any) -> bool:
+    """Adafactor keeps a second moment per element, where it keeps a row and a column of each matrix."""
+    reality.step(engine)
+    return all("variance" in state for state in engine.basic_optimizer.state.values())
+
+
+def slowest_bias(engine: Any) -> float:
+    """The least that any bias moves in Adam's first step, which at rate 1 moves every element by 1."""
+    biases = [p for p in engine.module.parameters() if p.ndim == 1]
+    before = [p.detach().float().clone() for p in biases]
+    reality.step(engine)
+    return min(float((p.detach().float() - b).abs().max()) for p, b in zip(biases, before, strict=True))
+
+
+def uncompiled(config: Any) -> Any:
+    """An engine whose Newton-Schulz is not compiled, which takes half a minute."""
+    torch._dynamo.config.disable = True
+    return reality.engine_of(config)
+
+
+MUON1 = {"type": "Muon", "params": {"muon_lr": 1.0, "adam_lr": 1e-6, "weight_decay": 0.0, "torch_adam": True}}
+MUON_BIASES = {"type": "Muon", "params": {"muon_lr": 1e-3, "adam_lr": 1.0, "weight_decay": 0.0, "torch_adam": True}}
+SUMMED = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "gradient_clipping": 0.0}
 UNCLIPPED_SGD = trained(optimizer={"type": "SGD", "params": {"lr": 1.0}}, gradient_clipping=0.0)
 FP16 = {"fp16": {"enabled": True, "loss_scale": 1024}}
 SGD1 = {"type": "SGD", "params": {"lr": 1.0}}
@@ -748,6 +772,14 @@ CASES = [
         mended=zero(0, optimizer=None, top={"zero_allow_untested_optimizer": True}),
     ),
     Case(
+        rule="SO014",
+        id="Adafactor",
+        config=zero(1, optimizer={"type": "Adafactor", "params": {}}, top={"zero_allow_untested_optimizer": True}),
+        how="engine",
+        shows=not_factored,
+        mended=zero(0, optimizer={"type": "Adafactor", "params": {}}),
+    ),
+    Case(
         rule="SO018",
         config=zero(2, optimizer=None, offload_optimizer={"device": "cpu"}),
         how="engine",
@@ -781,6 +813,37 @@ CASES = [
         raises="ValueError",
         says="Muon and reduce scatter",
         mended=zero(3, optimizer={"type": "Muon", "params": {"lr": 1e-3}}, reduce_scatter=False),
+    ),
+    Case(
+        rule="SO044",
+        config=zero(1, optimizer=None, top={"zero_allow_untested_optimizer": True}),
+        how="step",
+        script="muon",
+        context={"optimizer": "muon"},
+        raises="ValueError",
+        says="must be a 2D matrix",
+        mended=zero(0, optimizer=None, top={"zero_allow_untested_optimizer": True}),
+    ),
+    Case(
+        rule="SO045",
+        config=zero(1, optimizer=MUON1, top={"gradient_clipping": 0.01}),
+        how=uncompiled,
+        shows=lambda engine: moved(engine) < 0.015,  # at rate 1 the update of an 8 x 8 matrix is longer than 2
+        mended=zero(1, optimizer=MUON1, top={"gradient_clipping": 0.0}),
+    ),
+    Case(
+        rule="SO046",
+        config=trained(optimizer=MUON1),
+        how=uncompiled,
+        shows=lambda engine: all(p.use_muon == (p.ndim == 2) for p in engine.module.parameters()),
+        mended=trained(),
+    ),
+    Case(
+        rule="SO047",
+        config=zero(2, optimizer=MUON_BIASES, reduce_scatter=True, top=SUMMED),
+        how=uncompiled,
+        shows=lambda engine: slowest_bias(engine) < 0.1,
+        mended=zero(2, optimizer=MUON_BIASES, reduce_scatter=False, top=SUMMED),
     ),
     Case(
         rule="SO025",
@@ -903,7 +966,7 @@ CASES = [
         mended=zero(1, top={"fp16": {"enabled": True, "initial_scale_power": 16}}),
     ),
     Case(
-        rule="SO044",
+        rule="SO048",
         config={**UNCLIPPED_SGD, **FP16},
         how="engine",
         shows=lambda engine: 900 < moved(reality.engine_of(UNCLIPPED_SGD)) / moved(engine) < 1100,

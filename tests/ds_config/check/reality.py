@@ -88,8 +88,10 @@ def engine_of(config: Any, *, script: str = "", module: Any = None) -> Any:
     module = module or model()
     optimizer = None
     if script:
-        made: Any = {"lamb": WholeTensorOptimizer, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[script]
-        optimizer = made(module.parameters(), lr=1e-3)
+        made: Any = {
+            "lamb": WholeTensorOptimizer, "adamw": torch.optim.AdamW, "muon": torch.optim.Muon, "sgd": torch.optim.SGD,
+        }[script]  # fmt: skip
+        optimizer = made([p for p in module.parameters() if script != "muon" or p.ndim == 2], lr=1e-3)
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=list(module.parameters()), config=config, optimizer=optimizer
     )

@@ -11,6 +11,7 @@ from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.values import shown
 from scaling.ds_config.check.version import version
 from scaling.ds_config.check.view import ONE_BIT, OWN_OPTIMIZERS, View
+from scaling.optimizers import OPTIMIZERS, OTHERS_OF_WHOLE_TENSORS
 
 # The classes of torch.optim (2.13). DeepSpeed takes any attribute of that module, so that "sgd" names a file of it.
 TORCH_OPTIMIZERS = (
@@ -19,11 +20,19 @@ TORCH_OPTIMIZERS = (
 )  # fmt: skip
 
 # deepspeed 0.19.8, runtime/zero/utils.py:ZERO_SUPPORTED_OPTIMIZERS, by the names that a file or --optimizer gives.
-SHARDABLE = {"adam", "adamw", "adagrad", "lion", "muon", "fusedadam", "deepspeedcpuadam", "deepspeedcpuadagrad",
-             "deepspeedcpulion", "fusedlion", "zenflowcpuadam"}  # fmt: skip
+SHARDABLE = {
+    *(name for name, row in OPTIMIZERS.items() if row.known_to_zero), "adam", "adagrad", "fusedadam",
+    "deepspeedcpuadam", "deepspeedcpuadagrad", "deepspeedcpulion", "fusedlion", "muonwithauxadam", "zenflowcpuadam",
+}  # fmt: skip
 
-# Their step needs whole tensors: norms, factors or products of a layer's weights. ZeRO gives each rank one flat vector.
-WHOLE_TENSOR = {"lamb", "fusedlamb", "lars", "larc", "adafactor", "lbfgs", "shampoo", "soap", "novograd"}
+# What of whole tensors an optimizer needs, by the names that a file or --optimizer gives. ZeRO gives each rank one flat
+# vector, of which only DeepSpeed's own Muon knows the tensors.
+WHOLE_TENSORS = {name: row.whole for name, row in OPTIMIZERS.items() if row.whole} | dict(OTHERS_OF_WHOLE_TENSORS)
+
+# Those of torch.optim and of the table that work element by element.
+ELEMENTWISE = {name.lower() for name in TORCH_OPTIMIZERS} - WHOLE_TENSORS.keys() | {
+    name for name, row in OPTIMIZERS.items() if row.implementation and not row.whole
+}
 
 CPU_OPTIMIZERS = {"deepspeedcpuadam", "deepspeedcpulion", "zenflowcpuadam"}
 
@@ -55,6 +64,7 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "FusedLion": ("lr", "betas", "weight_decay", "set_grad_none"),
     "DeepSpeedCPULion": ("lr", "betas", "weight_decay", "fp32_optimizer_states"),
     "torch.optim.SGD": _TORCH_SGD,
+    "torch.optim.Adafactor": ("lr", "beta2_decay", "eps", "d", "weight_decay", "foreach", "maximize"),
 }  # fmt: skip
 
 _MUON_READS = (
@@ -88,8 +98,8 @@ def implementation(view: View) -> str | None:
             return "DeepSpeedCPULion" if offloaded else "FusedLion"
         case "lamb":
             return "FusedLamb"
-        case "SGD":
-            return "torch.optim.SGD"
+        case "SGD" | "Adafactor":
+            return f"torch.optim.{name}"
     return None
 
 
@@ -211,6 +221,8 @@ def _no_number(view: View) -> Iterator[Hit]:
         path = ("optimizer", "params", name)
         if value == "auto" or (value is None and name not in _NUMBERS):
             continue
+        if name == "eps" and view.optimizer == "Adafactor":  # has two
+            continue
         if name in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
             number = _as_number(value)
             edits = () if number is None else (Edit(what="value", path=path, value=number),)
@@ -278,18 +290,39 @@ def _lamb_static_scale(view: View) -> Iterator[Hit]:
         yield Hit(path=("fp16", "loss_scale"), says="LAMB with a static loss scale", mend="0, which is dynamic")
 
 
+def _is_torchs_muon(view: View) -> bool:
+    """A file's "Muon" is DeepSpeed's; a script's of that name is torch.optim's."""
+    return (view.context.optimizer or "").lower() == "muon"
+
+
 def _shardable(view: View) -> bool:
-    return view.optimizer is None or view.optimizer.lower() in (*SHARDABLE, *ONE_BIT, "none")
+    known = view.optimizer is None or view.optimizer.lower() in (*SHARDABLE, *ONE_BIT, "none")
+    return known and not _is_torchs_muon(view)
+
+
+def _whole(view: View) -> str:
+    """What the optimizer needs of whole tensors and does not get at this stage; an empty string where it does."""
+    name = (view.optimizer or "").lower()
+    return WHOLE_TENSORS.get(name, "") if view.stage > 0 and not _shardable(view) else ""
+
+
+def _instead(view: View) -> str:
+    """Where an optimizer of whole tensors is itself."""
+    exact = {name: row.implementation for name, row in OPTIMIZERS.items() if row.whole and len(row.stages) > 1}
+    name = (view.optimizer or "").lower()
+    ours = f", {exact[name]}, which knows whole tensors at every stage" if name in exact else ""
+    return f"stage 0{ours}, or an optimizer that works element by element, such as AdamW"
 
 
 def _untested(view: View) -> Iterator[Hit]:
-    allowed = view.get("zero_allow_untested_optimizer")
-    # accelerate sets the flag for any optimizer that the script passes.
-    script_by_trainer = view.context.trainer != "none" and view.context.optimizer
-    if view.stage > 0 and not _shardable(view) and not allowed and not script_by_trainer:
-        name = view.optimizer or ""
-        whole = name.lower() in WHOLE_TENSOR
-        mend = "stage 0, or AdamW" if whole else '"zero_allow_untested_optimizer": true: it works element by element'
+    if view.stage > 0 and not _shardable(view) and not _allowed(view):
+        name, flag = view.optimizer or "", '"zero_allow_untested_optimizer": true'
+        if _whole(view):
+            mend = _instead(view)
+        elif name.lower() in ELEMENTWISE:
+            mend = f"{flag}: it works element by element"
+        else:
+            mend = f"{flag} if it works element by element; else stage 0"
         yield Hit(path=_where(view), says=f"{name} at stage {view.stage}", mend=mend)
 
 
@@ -298,13 +331,67 @@ def _where(view: View) -> Path:
 
 
 def _whole_tensor(view: View) -> Iterator[Hit]:
-    name = (view.optimizer or "").lower()
-    script_by_trainer = view.context.trainer != "none" and view.context.optimizer
-    if view.stage > 0 and name in WHOLE_TENSOR and (view.get("zero_allow_untested_optimizer") or script_by_trainer):
+    if _whole(view) and _allowed(view) and not _is_torchs_muon(view):
         yield Hit(
             path=("zero_allow_untested_optimizer",),
-            says=f"{view.optimizer} at stage {view.stage}",
-            mend="stage 0, or an optimizer that works element by element, such as AdamW",
+            says=f"{view.optimizer} at stage {view.stage}: its step needs {_whole(view)}",
+            mend=_instead(view),
+        )
+
+
+def _torchs_muon(view: View) -> Iterator[Hit]:
+    if _whole(view) and _allowed(view) and _is_torchs_muon(view):
+        yield Hit(
+            path=("zero_allow_untested_optimizer",),
+            says=f"torch.optim.Muon at stage {view.stage}",
+            mend=_instead(view),
+        )
+
+
+def _allowed(view: View) -> bool:
+    """accelerate sets the flag for any optimizer that the script passes."""
+    script_by_trainer = view.context.trainer != "none" and view.context.optimizer is not None
+    return bool(view.get("zero_allow_untested_optimizer")) or script_by_trainer
+
+
+def _is_deepspeeds_muon(view: View) -> bool:
+    name = (view.optimizer or "").lower()
+    return name == "muonwithauxadam" or (name == "muon" and view.optimizer_is_the_files)
+
+
+def _muon_clipped(view: View) -> Iterator[Hit]:
+    clip = view.get("gradient_clipping")
+    if _is_deepspeeds_muon(view) and view.stage > 0 and clip:
+        path = ("gradient_clipping",)
+        edit = Edit(what="value" if view.says("gradient_clipping") else "insert", path=path, value=0.0)
+        yield Hit(
+            path=path,
+            says=f"Muon at stage {view.stage} with gradient_clipping {shown(clip)}",
+            mend='"gradient_clipping": 0.0',
+            edits=(edit,),
+        )
+
+
+def _muon_loses_gradients(view: View) -> Iterator[Hit]:
+    by_bf16_optimizer = view.stage == 1 and view.precision == "bf16" and view.offload("optimizer") == "none"
+    summed = view.precision != "fp32" and view.grad_accum_dtype == "fp32" and not by_bf16_optimizer
+    if _is_deepspeeds_muon(view) and view.stage in (1, 2) and summed and view.zero("reduce_scatter"):
+        path = ("zero_optimization", "reduce_scatter")
+        edit = Edit(what="value" if view.says(".".join(path)) else "insert", path=path, value=False)
+        yield Hit(
+            path=path,
+            says=f"Muon at stage {view.stage} in {view.precision}, gradients summed in fp32, with reduce_scatter",
+            mend='"reduce_scatter": false',
+            edits=(edit,),
+        )
+
+
+def _muon_by_name(view: View) -> Iterator[Hit]:
+    if view.optimizer == "muon" and view.optimizer_is_the_files:
+        yield Hit(
+            path=("optimizer", "type"),
+            says="Muon for every matrix whose name has neither embed nor lm_head",
+            mend="nothing where that leaves out the embeddings; else pass MuonWithAuxAdam to initialize()",
         )
 
 
@@ -348,7 +435,7 @@ def _two_optimizers(view: View) -> Iterator[Hit]:
 
 
 def _muon_at_3(view: View) -> Iterator[Hit]:
-    if view.optimizer == "muon" and view.stage == 3 and view.zero("reduce_scatter"):
+    if _is_deepspeeds_muon(view) and view.stage == 3 and view.zero("reduce_scatter"):
         path = ("zero_optimization", "reduce_scatter")
         edit = Edit(what="value" if view.says(".".join(path)) else "insert", path=path, value=False)
         yield Hit(
@@ -399,8 +486,9 @@ RULES = (
     ),
     Rule(
         id="SO014", title="an optimizer that needs whole tensors, allowed under ZeRO", outcome=CHANGES,
-        does="each rank's optimizer sees one flat vector instead of layers: one trust ratio for all of them, another "
-             "result at every stage and number of ranks", find=_whole_tensor, source="runtime/zero/stage_1_and_2.py",
+        does="each rank's optimizer sees one flat vector instead of layers: one trust ratio, or one step size, for all "
+             "of them, another result at every stage and number of ranks", find=_whole_tensor,
+        source="runtime/zero/stage_1_and_2.py",
         mend="stage 0, or an optimizer that works element by element, such as AdamW",
     ),
     Rule(
@@ -425,6 +513,31 @@ RULES = (
         id="SO022", title="Muon at stage 3 with reduce_scatter", outcome=AT_START,
         does="ValueError: Muon and reduce scatter cannot be used together", find=_muon_at_3,
         source="runtime/zero/stage3.py:DeepSpeedZeroOptimizer_Stage3.__init__",
+        mend='"reduce_scatter": false',
+    ),
+    Rule(
+        id="SO044", title="torch's Muon of the script's, allowed under ZeRO", outcome=AT_STEP,
+        does="ValueError: Param gradient must be a 2D matrix: each rank's optimizer sees one flat vector",
+        find=_torchs_muon, source="runtime/zero/stage_1_and_2.py",
+        mend="stage 0, DeepSpeed's MuonWithAuxAdam, or an optimizer that works element by element, such as AdamW",
+    ),
+    Rule(
+        id="SO045", title="Muon under ZeRO with gradient clipping, which is on unless it is switched off",
+        outcome=CHANGES,
+        does="the norm is taken after Muon's update, which is scaled down to it: of another length than at stage 0, "
+             "where the gradient is clipped before", find=_muon_clipped,
+        source="runtime/zero/stage_1_and_2.py:DeepSpeedZeroOptimizer.step", mend='"gradient_clipping": 0.0',
+    ),
+    Rule(
+        id="SO046", title="Muon by the file, which chooses the matrices by their names", outcome=CHANGES, severity=NOTE,
+        does="embeddings of other names, such as GPT-2's wte and wpe, take Muon's step too", find=_muon_by_name,
+        source="__init__.py:set_optimizer_flags", mend="MuonWithAuxAdam in the script, where names do not tell",
+    ),
+    Rule(
+        id="SO047", title="Muon at stage 1 or 2 in 16 bit with reduce_scatter, gradients summed in fp32",
+        outcome=CHANGES,
+        does="a bias that a matrix of Muon's follows in the bucket never gets its gradient and stands still",
+        find=_muon_loses_gradients, source="runtime/zero/stage_1_and_2.py:DeepSpeedZeroOptimizer.average_tensor",
         mend='"reduce_scatter": false',
     ),
     Rule(

@@ -338,7 +338,7 @@ RULES = (
         source="runtime/base_optimizer.py:backward", mend="16",
     ),
     Rule(
-        id="SO044", title="fp16 at stage 0", outcome=CHANGES, since="0.18.3",
+        id="SO048", title="fp16 at stage 0", outcome=CHANGES, since="0.18.3",
         does="gradients are divided by a loss scale that engine.backward never multiplied the loss by: small ones are "
              "lost, none is ever clipped, and SGD stands still; stages 1 to 3 are right",
         find=_stage_0_in_fp16, source="runtime/engine.py:DeepSpeedEngine.backward",
