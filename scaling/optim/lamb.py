@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scaling.optim import kernels
 from scaling.optim.kernels import KernelName, Rows, Terms
-from scaling.optim.layout import Vector
+from scaling.optim.layout import Vector, pieces_of
 from scaling.optim.trust import Sweeps, TrustRatioOptimizer
 
 BiasCorrection = Literal["moments", "step", "none"]
@@ -67,25 +67,21 @@ class Lamb(TrustRatioOptimizer):
         self.kernel: KernelName = kernel
         super().__init__(params, defaults, exclude=exclude, normalize=normalize_gradients)
 
-    def sweeps(self, vector: Vector, group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
-        state = self.state[vector.tensor]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"], state["exp_avg_sq"] = vector.zeros(), vector.zeros()
-        state["step"] += 1
-        terms, kernel = self._terms(group, state["step"]), kernels.choose(self.kernel, vector.master)
+    def sweeps(self, vectors: list[Vector], group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
+        states = self.states_of(vectors, "exp_avg", "exp_avg_sq")
+        terms, kernel = self._terms(group, states[0]["step"]), kernels.choose(self.kernel, vectors[0].master)
         rows = Rows(
-            ws=vector.pieces_of(vector.tensor),
-            gs=vector.pieces_of(vector.tensor.grad),
-            ms=vector.pieces_of(state["exp_avg"]),
-            vs=vector.pieces_of(state["exp_avg_sq"]),
-            decays=[self.decays[piece.parameter] for piece in vector.pieces],
+            ws=pieces_of(vectors, (vector.tensor for vector in vectors)),
+            gs=pieces_of(vectors, (vector.tensor.grad for vector in vectors)),
+            ms=pieces_of(vectors, (state["exp_avg"] for state in states)),
+            vs=pieces_of(vectors, (state["exp_avg_sq"] for state in states)),
+            decays=self.decays_of(vectors),
         )
         squares = kernel.measure(rows, terms, gradient_scale)
         rows = rows._replace(gs=[])  # ZeRO may free them
         squares[1] *= terms.factor**2
         whole = yield squares
-        ratios = self.ratios(whole, self.weight_decay_of(vector, group))
+        ratios = self.ratios(whole, self.weight_decay_of(vectors, group))
         kernel.apply(rows, terms, -group["lr"] * terms.length * ratios)
 
     def ratios(self, squares: Tensor, weight_decay: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scaling.optim.kernels.rows import batches, move, squared_norms
-from scaling.optim.layout import Vector
+from scaling.optim.layout import Vector, pieces_of
 from scaling.optim.trust import Sweeps, TrustRatioOptimizer
 
 
@@ -37,22 +37,20 @@ class Lans(TrustRatioOptimizer):
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, exclude=exclude)
 
-    def sweeps(self, vector: Vector, group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
-        state, (b1, b2) = self.state[vector.tensor], group["betas"]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"], state["exp_avg_sq"] = vector.zeros(), vector.zeros()
-        state["step"] += 1
-        tensors = (vector.tensor, vector.tensor.grad, state["exp_avg"], state["exp_avg_sq"])
-        ws, gs, ms, vs = map(vector.pieces_of, tensors)
-        squares = torch.zeros(1, len(gs), dtype=torch.float64, device=vector.master.device)
+    def sweeps(self, vectors: list[Vector], group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
+        states, (b1, b2) = self.states_of(vectors, "exp_avg", "exp_avg_sq"), group["betas"]
+        ws = pieces_of(vectors, (vector.tensor for vector in vectors))
+        gs = pieces_of(vectors, (vector.tensor.grad for vector in vectors))
+        ms = pieces_of(vectors, (state["exp_avg"] for state in states))
+        vs = pieces_of(vectors, (state["exp_avg_sq"] for state in states))
+        device = vectors[0].master.device
+        squares = torch.zeros(1, len(gs), dtype=torch.float64, device=device)
         for which, (some,) in batches(gs):
             squares[0, which] += squared_norms(some)
         norms = (yield squares)[0].sqrt()
         scales = torch.where(norms > 0, 1 / norms, 0.0)
 
-        weight_decay = [group["weight_decay"] * self.decays[piece.parameter] for piece in vector.pieces]
-        step = state["step"]
+        weight_decay, step = [group["weight_decay"] * decays for decays in self.decays_of(vectors)], states[0]["step"]
 
         def directions(which: slice, ws: list[Tensor], gs: list[Tensor], ms: list[Tensor], vs: list[Tensor]) -> Any:
             """r and c of some parts."""
@@ -66,7 +64,7 @@ class Lans(TrustRatioOptimizer):
             torch._foreach_add_(c, decayed)
             return r, c
 
-        squares = torch.zeros(3, len(ws), dtype=torch.float64, device=vector.master.device)
+        squares = torch.zeros(3, len(ws), dtype=torch.float64, device=device)
         for which, (some_ws, some_gs, some_ms, some_vs) in batches(ws, gs, ms, vs):
             units = _scaled(some_gs, scales[which])
             torch._foreach_lerp_(some_ms, units, 1 - b1)
@@ -75,7 +73,7 @@ class Lans(TrustRatioOptimizer):
             r, c = directions(which, some_ws, units, some_ms, some_vs)
             squares[:, which] += torch.stack([squared_norms(some) for some in (some_ws, r, c)])
         whole = yield squares
-        decay = self.weight_decay_of(vector, group)
+        decay = self.weight_decay_of(vectors, group)
         r_rates, c_rates = (
             -group["lr"] * share * self._ratios(whole[0], whole[row], decay) for row, share in ((1, b1), (2, 1 - b1))
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scaling.optim.kernels.rows import batches, move, squared_norms
-from scaling.optim.layout import Vector
+from scaling.optim.layout import Vector, pieces_of
 from scaling.optim.trust import Sweeps, TrustRatioOptimizer
 
 
@@ -31,17 +31,17 @@ class Lars(TrustRatioOptimizer):
         super().__init__(params, defaults, exclude=exclude)
         self.trust_coefficient = trust_coefficient
 
-    def sweeps(self, vector: Vector, group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
-        state = self.state[vector.tensor]
-        if not state:
-            state["momentum_buffer"] = vector.zeros()
-        ws, gs, ms = map(vector.pieces_of, (vector.tensor, vector.tensor.grad, state["momentum_buffer"]))
-        squares = torch.zeros(2, len(ws), dtype=torch.float64, device=vector.master.device)
+    def sweeps(self, vectors: list[Vector], group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
+        states = self.states_of(vectors, "momentum_buffer")
+        ws = pieces_of(vectors, (vector.tensor for vector in vectors))
+        gs = pieces_of(vectors, (vector.tensor.grad for vector in vectors))
+        ms = pieces_of(vectors, (state["momentum_buffer"] for state in states))
+        squares = torch.zeros(2, len(ws), dtype=torch.float64, device=vectors[0].master.device)
         for which, (some_ws, some_gs) in batches(ws, gs):
             squares[:, which] += torch.stack([squared_norms(some_ws), squared_norms(some_gs)])
         whole = yield squares
-        rates = group["lr"] * self.ratios(whole, self.weight_decay_of(vector, group))
-        weight_decay = [group["weight_decay"] * self.decays[piece.parameter] for piece in vector.pieces]
+        rates = group["lr"] * self.ratios(whole, self.weight_decay_of(vectors, group))
+        weight_decay = [group["weight_decay"] * decays for decays in self.decays_of(vectors)]
         for which, (some_ws, some_ms, some_gs) in batches(ws, ms, gs):
             updates = torch._foreach_mul(some_ws, weight_decay[which])
             torch._foreach_add_(updates, some_gs)

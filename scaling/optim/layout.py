@@ -79,14 +79,16 @@ class Layout:
     gradient_norm: Callable[[], Any] | None = None
     every_call: bool = False
 
-    def summed(self, entries: Sequence[tuple[Vector, Tensor]]) -> Tensor:
+    def summed(self, entries: Sequence[tuple[list[Vector], Tensor]]) -> Tensor:
         """[k, num_columns] in fp64 of [k, pieces] each, over all ranks: one all-reduce, where NCCL can have it."""
         sums = entries[0][1].new_zeros(len(entries[0][1]), self.num_columns)
-        for vector, squares in entries:
-            sums.index_add_(1, vector.columns, squares * vector.counted)
+        for vectors, squares in entries:
+            counted = squares * torch.cat([vector.counted for vector in vectors])
+            sums.index_add_(1, torch.cat([vector.columns for vector in vectors]), counted)
         if self.group is None:
             return sums
-        moved = sums if entries[0][0].working is None else sums.to(entries[0][0].working.device)
+        working = entries[0][0][0].working
+        moved = sums if working is None else sums.to(working.device)
         dist.all_reduce(moved, group=self.group)
         return moved.to(sums.device)
 
@@ -97,6 +99,11 @@ class Held(NamedTuple):
     tensor: Tensor
     pieces: dict[str, Piece]
     working: Tensor | None
+
+
+def pieces_of(vectors: Sequence[Vector], tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The parts of the vectors' `tensors`, one for each, that all their pieces mean."""
+    return [part for vector, tensor in zip(vectors, tensors, strict=True) for part in vector.pieces_of(tensor)]
 
 
 def size(parameter: Tensor) -> int:
@@ -430,7 +437,7 @@ def _number(parameter: Tensor, numbers: dict[int, int]) -> int:
 def _require_every_element(layout: Layout, optimizer: Any, cut: list[bool], split: _Split) -> None:
     """Raises ScaleError unless the pieces of all ranks are every trained parameter, once."""
     held = layout.summed([
-        (vector, vector.counted.new_tensor([[piece.stop - piece.start for piece in vector.pieces]]))
+        ([vector], vector.counted.new_tensor([[piece.stop - piece.start for piece in vector.pieces]]))
         for vector in layout.vectors.values()
     ])[0, layout.columns].tolist()  # fmt: skip
     for number, (parameter, before) in enumerate(zip(optimizer.parameters, optimizer.sizes, strict=True)):

@@ -1,12 +1,13 @@
 """What LAMB, LARS and LANS share: steps scaled by norms of whole tensors, wherever their elements are.
 
-A vector's step is a generator: it yields sums of squares over the pieces that this rank has, is sent those of the whole
-tensors, and moves its weights. All vectors go in lockstep, so that LAMB and LARS take one all-reduce a step. ZeRO calls
-step() once per group of parameters (stage 3: per sub-group); what follows the all-reduce waits for the last of them.
+The step of some vectors is a generator: it yields sums of squares over the pieces that this rank has, is sent those of
+the whole tensors, and moves the weights. All go in lockstep, so that LAMB and LARS take one all-reduce a step. ZeRO
+calls step() once per group of parameters (stage 3: per sub-group); what follows the all-reduce waits for the last one.
 Squares are summed in fp64: how a tensor is cut then does not show in its ratio, and torch's fp32 norm on a CPU, a
 running sum, is off by 3.6e-3 for a vocabulary of 30,522 x 768.
 """
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Collection, Generator
@@ -24,9 +25,9 @@ Sweeps = Generator[Tensor, Tensor, None]
 
 
 class _Going(NamedTuple):
-    """A vector in the middle of its step, and the sums that it last yielded."""
+    """Vectors in the middle of their step, and the sums that it last yielded."""
 
-    vector: Vector
+    vectors: list[Vector]
     sweeps: Sweeps
     squares: Tensor
 
@@ -69,10 +70,11 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         """Learns how `engine`, made with this optimizer, cuts its parameters. Raises ScaleError where it cannot."""
         self._layout = layout.of_engine(engine, self, wants_norm=self._normalize)
 
-    def sweeps(self, vector: Vector, group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
-        """One step of a vector: yields [k, pieces] sums of squares in fp64, is sent those of the pieces' tensors.
+    def sweeps(self, vectors: list[Vector], group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
+        """A step of vectors of one group, device, dtype and age: yields [k, pieces] sums of squares in fp64.
 
-        What is read of the gradient after a yield must be kept in a variable: ZeRO lets go of it.
+        It is sent those of the pieces' whole tensors. What is read of the gradient after a yield must be kept in a
+        variable: ZeRO lets go of it.
         """
         raise NotImplementedError
 
@@ -80,13 +82,29 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         """Trust ratios [n] from the last sums of squares [k, n] of whole tensors and their decay [n]."""
         raise NotImplementedError
 
-    def weight_decay_of(self, vector: Vector, group: dict[str, Any]) -> Tensor:
-        """[pieces], where the vector is. Its mask is kept: to make a tensor of numbers anew is to wait for a GPU."""
-        mask = self._masks.get(id(vector))
-        if mask is None:
-            decays = [self.decays[piece.parameter] for piece in vector.pieces]
-            mask = self._masks[id(vector)] = vector.counted.new_tensor(decays)
-        return mask * group["weight_decay"]
+    def states_of(self, vectors: list[Vector], *names: str) -> list[dict[str, Any]]:
+        """Each vector's states, of which those called `names` begin at zero, with "step" counted on."""
+        states = [self.state[vector.tensor] for vector in vectors]
+        for vector, state in zip(vectors, states, strict=True):
+            state["step"] = state.get("step", 0) + 1
+            for name in names:
+                if name not in state:
+                    state[name] = vector.zeros()
+        return states
+
+    def decays_of(self, vectors: list[Vector]) -> list[bool]:
+        """Of each piece."""
+        return [self.decays[piece.parameter] for vector in vectors for piece in vector.pieces]
+
+    def weight_decay_of(self, vectors: list[Vector], group: dict[str, Any]) -> Tensor:
+        """[pieces], where the vectors are."""
+        return torch.cat([self._mask(vector) for vector in vectors]) * group["weight_decay"]
+
+    def _mask(self, vector: Vector) -> Tensor:
+        """1 for the pieces that decay. Made once: to make a tensor of numbers within a step is to wait for a GPU."""
+        if id(vector) not in self._masks:
+            self._masks[id(vector)] = vector.counted.new_tensor(self.decays_of([vector]))
+        return self._masks[id(vector)]
 
     @property
     def trust_ratios(self) -> Tensor:
@@ -108,35 +126,45 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         earlier = len(self._waiting)
         if not earlier:
             self._gradient_scale = self._scale([t.grad for t, _ in handed]) if self._normalize else None
-        for tensor, group in handed:
-            vector = self._layout.vectors.get(id(tensor))
-            if vector is None or any(going.vector is vector for going in self._waiting):
-                raise ScaleError(
-                    "optimizer: step() got a tensor that is no parameter of its own, or the same one twice",
-                    hint="one Lamb for each engine; attach(engine) again after its parameters were laid out anew",
-                )
-            sweeps = self.sweeps(vector, group, self._gradient_scale)
-            self._waiting.append(_Going(vector, sweeps, next(sweeps)))
-        if self._layout.every_call or len(self._waiting) == len(self._layout.vectors):
+        for vectors, group in self._alike(handed):
+            sweeps = self.sweeps(vectors, group, self._gradient_scale)
+            self._waiting.append(_Going(vectors, sweeps, next(sweeps)))
+        here = sum(len(going.vectors) for going in self._waiting)
+        if self._layout.every_call or here == len(self._layout.vectors):
             self._finish(self._layout, earlier)
         return loss
 
+    def _alike(self, handed: list[tuple[Tensor, Any]]) -> list[tuple[list[Vector], dict[str, Any]]]:
+        """The vectors of the tensors in runs that can be stepped at once, each with its group."""
+        known = self._layout.vectors
+        waiting = {id(vector.tensor) for going in self._waiting for vector in going.vectors}
+        runs: dict[tuple[Any, ...], tuple[list[Vector], dict[str, Any]]] = {}
+        for tensor, group in handed:
+            if id(tensor) not in known or id(tensor) in waiting:
+                raise ScaleError(
+                    "optimizer: step() got a tensor that is no parameter of its own, or the same one twice",
+                    hint="one optimizer for each engine; attach(engine) again after its parameters were laid out anew",
+                )
+            waiting.add(id(tensor))
+            age = self.state[tensor].get("step", 0)
+            run = runs.setdefault((id(group), tensor.device, tensor.dtype, age), ([], group))
+            run[0].append(known[id(tensor)])
+        return list(runs.values())
+
     def _finish(self, where: Layout, earlier: int) -> None:
-        """The all-reduce and what follows it; the model's copies of the first `earlier` vectors are made anew."""
+        """The all-reduce and what follows it; the model's copies of the first `earlier` are made anew."""
         going, self._waiting = self._waiting, []
-        late = going[:earlier]  # DeepSpeed copied these when their call returned
+        late = [vector for entry in going[:earlier] for vector in entry.vectors]
         while going:
-            self._squares = where.summed([(entry.vector, entry.squares) for entry in going])
+            self._squares = where.summed([(entry.vectors, entry.squares) for entry in going])
             still = []
-            for vector, sweeps, _ in going:
-                try:
-                    squares = sweeps.send(self._squares[:, vector.columns])
-                    still.append(_Going(vector, sweeps, squares))
-                except StopIteration:
-                    pass
+            for vectors, sweeps, _ in going:
+                columns = torch.cat([vector.columns for vector in vectors])
+                with contextlib.suppress(StopIteration):
+                    still.append(_Going(vectors, sweeps, sweeps.send(self._squares[:, columns])))
             going = still
-        for entry in late:
-            entry.vector.working.copy_(entry.vector.master)
+        for vector in late:  # DeepSpeed copied these when their call returned
+            vector.working.copy_(vector.master)
 
     def _is_trial(self, handed: list[tuple[Tensor, Any]]) -> bool:
         """Whether this is the step with zero gradients that a wrapper takes when it is made.

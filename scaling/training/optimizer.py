@@ -11,7 +11,6 @@ from transformers.pytorch_utils import Conv1D
 from scaling import optim
 from scaling import recipe as recipes
 from scaling.errors import InputError
-from scaling.optim import layout
 from scaling.optimizers import OPTIMIZERS
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
@@ -24,7 +23,6 @@ def make(asked: recipes.Optimizer, module: nn.Module) -> torch.optim.Optimizer |
     if isinstance(asked, recipes.Muon):
         return _muon(asked, module)
     ours = getattr(optim, asked.name.capitalize())
-    layout.allow_under_zero(ours)
     arguments = asked.model_dump(exclude={"name", "weight_decay"})
     return ours(parameter_groups(module, asked.weight_decay), **arguments)
 
