@@ -36,13 +36,12 @@ class Optimizer:
     all_reduces: bool = False  # its gradients must not be reduce-scattered
     stages: tuple[int, ...] = (0, 1, 2, 3)
     offloads: tuple[Offload, ...] = ("none", "cpu")
-    not_offloaded: str = "no optimizer but AdamW has been run from NVMe"  # why
+    not_offloaded: str = "no optimizer but AdamW and LAMB has been run from NVMe"  # why
     needs_gpu: bool = False  # unless it is offloaded
     source: str
 
 
 _NORMS = "the norms of each tensor"
-_SWEEPS = "its second sweep, after all norms are known, needs states that DeepSpeed has moved back to NVMe by then"
 
 OPTIMIZERS: Mapping[Name, Optimizer] = {
     "adamw": Optimizer(
@@ -56,15 +55,15 @@ OPTIMIZERS: Mapping[Name, Optimizer] = {
     ),
     "lamb": Optimizer(
         moments=2, whole=_NORMS, reads_twice=True, implementation="scaling.optim.Lamb", named_in_ds_config=False,
-        not_offloaded=_SWEEPS, source="You et al. 2020 (arXiv 1904.00962), algorithm 2",
+        offloads=("none", "cpu", "nvme"), source="You et al. 2020 (arXiv 1904.00962), algorithm 2",
     ),
     "lars": Optimizer(
         moments=1, whole=_NORMS, reads_twice=True, implementation="scaling.optim.Lars", named_in_ds_config=False,
-        not_offloaded=_SWEEPS, source="You, Gitman & Ginsburg 2017 (arXiv 1708.03888), algorithm 1",
+        source="You, Gitman & Ginsburg 2017 (arXiv 1708.03888), algorithm 1",
     ),
     "lans": Optimizer(
         moments=2, whole=_NORMS, reads_twice=True, implementation="scaling.optim.Lans", named_in_ds_config=False,
-        not_offloaded=_SWEEPS, source="Zheng et al. 2020 (arXiv 2006.13484), algorithm 2",
+        source="Zheng et al. 2020 (arXiv 2006.13484), algorithm 2",
     ),
     # torch has no Lion. DeepSpeed's is a CUDA kernel, or on the host one that also allocates a second moment and never
     # looks at it (deepspeed 0.19.8, ops/lion/cpu_lion.py). Run offloaded on CPU ranks; not seen on a GPU.

@@ -291,8 +291,28 @@ def _stage_3(wrapper: Any, numbers: dict[int, int]) -> _Read:
             if held > 0:
                 pieces.append(Piece(_number(parameter, numbers), start, start + held, before))
         vectors.append(_Found(master, tuple(pieces), flat))
+    require_aligned_shards(wrapper)
     # From NVMe a sub-group is there for its own call only; no tensor is in two of them.
     return _Read(vectors, ranks_of, every_call=wrapper.swap_optimizer)
+
+
+def require_aligned_shards(wrapper: Any) -> None:
+    """Raises ScaleError where DeepSpeed 0.19.8 would mix up gradients on their way to NVMe and back.
+
+    It cuts what does not fill whole blocks into two (runtime/swap_tensor/optimizer_utils.py:454) and puts them together
+    wrongly: docs/upstream. What is too small for NVMe it keeps, and that is right.
+    """
+    if not getattr(wrapper, "swap_optimizer", False):
+        return
+    swapper = wrapper.optimizer_swapper
+    for number, parameter in enumerate(p for group in wrapper.fp16_groups for p in group):
+        shard = parameter.partition_numel()
+        if swapper.is_swappable_tensor(numel=shard) and shard % swapper.numel_alignment:
+            raise ScaleError(
+                f"offload_optimizer: parameter {number} of shape {tuple(parameter.ds_shape)} has {shard} elements on a "
+                f"rank, no multiple of {swapper.numel_alignment}; DeepSpeed 0.19.8 mixes up such gradients on NVMe",
+                hint="another number of ranks, or offload to the CPU",
+            )
 
 
 # Everything DeepSpeed wraps an optimizer in, by the name of the class, and how to read it.

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from scaling import models
+from scaling.optim import layout
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import optimizer
@@ -27,11 +28,12 @@ def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> A
     groups = optimizer.parameter_groups(wrapped, recipe.optimizer.weight_decay)
     if strategy.zero_stage == 3:
         partition(wrapped, recipe, config, initialised=initialised)
-    if ours is None:  # DeepSpeed makes it, by the ds_config
-        engine, *_ = deepspeed.initialize(model=wrapped, model_parameters=groups, config=config)
-        return engine
-    engine, *_ = deepspeed.initialize(model=wrapped, optimizer=ours, config=config)
-    optimizer.attach(ours, engine)
+    # Without one of ours DeepSpeed makes it, by the ds_config.
+    what = {"model_parameters": groups} if ours is None else {"optimizer": ours}
+    engine, *_ = deepspeed.initialize(model=wrapped, config=config, **what)
+    layout.require_aligned_shards(engine.optimizer)
+    if ours is not None:
+        optimizer.attach(ours, engine)
     return engine
 
 

@@ -26,8 +26,11 @@ _SIZES = {
     "max_position_embeddings": SEQ,
 }  # fmt: skip  sizes that neither two nor three ranks divide
 SHAPES = {family: Shape(name="tiny", family=family, **_SIZES) for family in ("gpt2", "bert")}
-# Wide enough for NVMe, where DeepSpeed moves nothing smaller than 1 MiB.
-SHAPES["wide"] = replace(SHAPES["gpt2"], hidden_size=510, intermediate_size=2048)
+# Wide enough for NVMe, where DeepSpeed moves nothing smaller than 1 MiB, and in shards that are whole blocks, or not.
+SHAPES["wide"] = replace(
+    SHAPES["gpt2"], hidden_size=512, num_attention_heads=4, num_key_value_heads=4, intermediate_size=2050
+)
+SHAPES["wide, odd"] = replace(SHAPES["gpt2"], hidden_size=510, intermediate_size=2048)
 LAMB = {"lr": 4e-3, "weight_decay": 0.01}
 LARS = {"lr": 4.0, "weight_decay": 0.01, "trust_coefficient": 0.001}
 # A GPT's key biases have no gradient but rounding, which LANS and a small eps would make steps of.

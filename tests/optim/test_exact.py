@@ -128,19 +128,33 @@ def test_in_16_bit_every_sharding_is_the_optimizer_on_whole_tensors_bit_for_bit(
         assert (outcomes[name].skipped > 0) == case.dynamic, name
 
 
-@pytest.mark.skipif(
+NVME = pytest.mark.skipif(
     os.environ.get("SCALE_TEST_OFFLOAD") != "nvme", reason="compiles for minutes: SCALE_TEST_OFFLOAD=nvme"
 )
-def test_from_nvme_it_is_the_paper_with_an_all_reduce_for_each_sub_group(tmp_path):
-    nvme = {"device": "nvme", "nvme_path": str(tmp_path), "pin_memory": False, "buffer_count": 4}
-    case = Case(stage=3, family="wide", zero={"sub_group_size": 2_000_000, "offload_optimizer": nvme})
-    outcome = on_engines(2, {"nvme": case})["nvme"]
+
+
+def from_nvme(folder, family):
+    nvme = {"device": "nvme", "nvme_path": str(folder), "pin_memory": False, "buffer_count": 4}
+    return Case(stage=3, family=family, zero={"sub_group_size": 2_000_000, "offload_optimizer": nvme})
+
+
+@NVME
+def test_from_nvme_it_is_the_optimizer_on_the_cpu_with_an_all_reduce_for_each_sub_group(tmp_path):
+    case = from_nvme(tmp_path, "wide")
+    on_the_cpu = dataclasses.replace(case, zero={"sub_group_size": 2_000_000, **OFFLOAD})
+    outcomes = on_engines(2, {"nvme": case, "cpu": on_the_cpu})
     assert list(tmp_path.rglob("*.swp"))
-    off = difference(outcome.weights, by_the_paper(case))
-    print(f"2 ranks, stage 3 from NVMe: {off:.1e}")  # noqa: T201
-    assert off <= 1e-6
-    assert outcome.all_reduces % STEPS == 0
-    assert outcome.all_reduces > STEPS
+    assert difference(outcomes["nvme"].weights, outcomes["cpu"].weights) == 0
+    assert difference(weights_at_start(case), outcomes["nvme"].weights) > 0.03
+    assert outcomes["nvme"].all_reduces > STEPS
+    assert outcomes["nvme"].all_reduces % STEPS == 0
+    assert outcomes["cpu"].all_reduces == STEPS
+
+
+@NVME
+def test_gradients_that_deepspeed_would_mix_up_on_nvme_are_refused(tmp_path):
+    with pytest.raises(AssertionError, match="mixes up such gradients"):
+        on_engines(2, {"nvme": from_nvme(tmp_path, "wide, odd")})
 
 
 def test_an_optimizer_that_takes_a_shard_for_a_tensor_is_not_lamb():

@@ -89,7 +89,7 @@ def test_moments_decide_what_an_optimizer_takes(asked, cluster_like):
     [
         ("adafactor", {"zero_stage": 2}, "flat shards"),
         ("sgd", {"zero_stage": 3, "offload_optimizer": "nvme"}, "no optimizer but AdamW"),
-        ("lamb", {"offload_optimizer": "nvme"}, "second sweep"),
+        ("lars", {"offload_optimizer": "nvme"}, "no optimizer but AdamW and LAMB"),
     ],
 )
 def test_an_unsound_pin_is_refused_with_the_reason(name, pins, why, asked, with_nvme):
