@@ -16,7 +16,9 @@ for width in (1024, 1022):  # a rank's half of each matrix: 524,288 elements, or
     weights = []
     for device in ("cpu", "nvme"):
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(width, width, bias=False), torch.nn.Linear(width, width, bias=False))
+        model = torch.nn.Sequential(
+            torch.nn.Linear(width, width, bias=False), torch.nn.Linear(width, width, bias=False)
+        )
         offload = {"device": device, "pin_memory": False, **({"nvme_path": sys.argv[1]} if device == "nvme" else {})}
         config = {
             "train_micro_batch_size_per_gpu": 1, "zero_force_ds_cpu_optimizer": False,
