@@ -27,7 +27,7 @@ from scaling.batch import noise_scale
 from scaling.data import Corpus
 from scaling.optim import Lamb
 from scaling.recipe import Recipe
-from scaling.training.engine import parameter_groups
+from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 
 BASE = recipes.load(Path(__file__).parents[1] / "recipes" / "large_batch_study.yaml")

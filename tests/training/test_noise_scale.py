@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from scaling import data, models, train
 from scaling.data import Split
-from scaling.training.engine import parameter_groups
+from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 from tests.ranks import on_ranks
 from tests.training.runs import files, layout, metrics, tiny_recipe
