@@ -24,6 +24,9 @@ def batch(
     noise_scale: Annotated[
         float | None, typer.Option(help="The gradient noise scale that a run measured, in samples.")
     ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run directory, for its recipe and the noise scale that it measured.")
+    ] = None,
     ramp: Annotated[str | None, typer.Option(help="Also a batch that grows in the run: linear or doubling.")] = None,
     multiple_of: Annotated[
         int | None, typer.Option(help="What each batch of a ramp is a multiple of: data-parallel size x micro batch.")
@@ -45,7 +48,7 @@ def batch(
     if to is not None:
         judging = dict(
             params=params, model=model, tokens=tokens, seq_length=seq_length, global_batch_size=global_batch_size,
-            loss=loss, noise_scale=noise_scale, ramp=ramp, multiple_of=multiple_of,
+            loss=loss, noise_scale=noise_scale, run=run, ramp=ramp, multiple_of=multiple_of,
         )  # fmt: skip
         _exclude("to", to, **judging)
         _move(recipe, to, rule, warmup, out, as_json=as_json)
@@ -53,10 +56,16 @@ def batch(
         _need("recipe FILE and --to BATCH", rule=rule, warmup=warmup, out=out)
         if ramp is None:
             _need("ramp linear or --ramp doubling", multiple_of=multiple_of)
+        measured = []
+        if run is not None:
+            _exclude("run", run, params=params, model=model, recipe=recipe, noise_scale=noise_scale)
+            recipe, noise_scale, sentence = _measured(run)
+            measured.append(sentence)
         judgement, assumptions = _judgement(
             params, model, recipe, tokens, seq_length, global_batch_size, loss=loss, noise_scale=noise_scale
         )
-        _judge(judgement, ramp, 1 if multiple_of is None else multiple_of, assumptions, as_json=as_json)
+        said = [*measured, *assumptions]
+        _judge(judgement, ramp, 1 if multiple_of is None else multiple_of, said, as_json=as_json)
 
 
 def _exclude(field: str, value: object, **others: object) -> None:
@@ -80,6 +89,28 @@ def _need(what: str, **given: object) -> None:
 
 def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
+
+
+def _measured(run: Path) -> tuple[Path, float | None, str]:
+    """A run's recipe, its gradient noise scale in samples where there is one, and what is to be said of it."""
+    from scaling import recipe
+    from scaling.batch.noise_scale import of_run
+    from scaling.errors import InputError
+    from scaling.files import read_text
+
+    path, metrics = run / "recipe.yaml", run / "metrics.jsonl"
+    if not (path.is_file() and metrics.is_file()):
+        raise InputError("run", str(run), "is no run directory", hint="one that scale/train.py wrote to")
+    try:
+        lines = [json.loads(line) for line in read_text(metrics, "run").splitlines()]
+        found = of_run(lines)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("run", str(metrics), f"has a line that is no step's: {error!r}") from None
+    if found is None:
+        return path, None, f"noise scale: none in {metrics}, which takes 40 steps of more than one micro batch"
+    sentence = found.sentence(recipe.load(path).data.seq_length).replace("gradient noise scale", "noise scale", 1)
+    samples = found.samples if found.samples != float("inf") else found.low_samples
+    return path, samples, sentence.replace(" of steps", ": steps", 1)
 
 
 def _judgement(

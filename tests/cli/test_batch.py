@@ -155,6 +155,46 @@ def test_wrong_usage_is_exit_2_with_what_would_work(scale, arguments, said, hint
     assert GPT.read_bytes() == before
 
 
+def a_run(folder, measured):
+    """A run directory of recipes/gpt_demo.yaml whose noise is 300 times its signal."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_bytes(GPT.read_bytes())
+    signals = [1.0 + 0.1 * (step % 3) for step in range(80)]
+    lines = [
+        {"step": n + 1, **({"gradient_signal": s, "gradient_noise": 300 * s} if measured else {})}
+        for n, s in enumerate(signals)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_run_is_judged_by_the_noise_scale_that_it_measured(scale, tmp_path):
+    code, out, err = scale("batch", "--run", a_run(tmp_path / "run", True), "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert (answer["model"], answer["decided_by"][0]) == (recipe.load(GPT).shape.name, "noise scale")
+    (row,) = [row for row in answer["fits"] if row["fit"] == "noise scale"]
+    assert row["critical_batch"] == pytest.approx(300)
+    assert any("steps 41 to 80: 300 samples" in sentence for sentence in answer["assumptions"])
+
+
+def test_a_run_without_one_says_so(scale, tmp_path):
+    code, out, _ = scale("batch", "--run", a_run(tmp_path / "run", False))
+    assert code == 0
+    assert "noise scale: none in" in out
+
+
+def test_what_is_no_run_is_an_error(scale, tmp_path):
+    for arguments in (["--run", tmp_path], ["--run", a_run(tmp_path / "run", True), "--noise-scale", "3"]):
+        code, out, err = scale("batch", *arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("{nonsense\n")
+    code, _, err = scale("batch", "--run", tmp_path / "run")
+    assert code == 2
+    assert "is no step's" in err
+
+
 def test_it_answers_without_torch():
     program = "import sys; from scaling.cli import main; sys.argv = ['scale', 'batch', '--model', 'gpt2']\n"
     program += (
