@@ -6,14 +6,15 @@ v = b2 v + (1 - b2) g^2      w = w - lr |w| / |u| u          norms of each whole
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from scaling.errors import InputError
 from scaling.optim import kernels
 from scaling.optim.kernels import KernelName, Rows, Terms
-from scaling.optim.layout import Vector, pieces_of
+from scaling.optim.layout import Vector, gradients_of, pieces_of
 from scaling.optim.trust import Sweeps, TrustRatioOptimizer
 
 BiasCorrection = Literal["moments", "step", "none"]
@@ -63,6 +64,9 @@ class Lamb(TrustRatioOptimizer):
         kernel: KernelName = "auto",
     ) -> None:
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        if bias_correction not in get_args(BiasCorrection):
+            known = ", ".join(get_args(BiasCorrection))
+            raise InputError("bias_correction", bias_correction, "is no convention", hint=known)
         self.bias_correction, self.trust_clip, self.always_adapt = bias_correction, trust_clip, always_adapt
         self.kernel: KernelName = kernel
         super().__init__(params, defaults, exclude=exclude, normalize=normalize_gradients)
@@ -72,11 +76,14 @@ class Lamb(TrustRatioOptimizer):
         terms, kernel = self._terms(group, states[0]["step"]), kernels.choose(self.kernel, vectors[0].master)
         rows = Rows(
             ws=pieces_of(vectors, (vector.tensor for vector in vectors)),
-            gs=pieces_of(vectors, (vector.tensor.grad for vector in vectors)),
+            gs=gradients_of(vectors),
             ms=pieces_of(vectors, (state["exp_avg"] for state in states)),
             vs=pieces_of(vectors, (state["exp_avg_sq"] for state in states)),
             decays=self.decays_of(vectors),
         )
+        if not rows.ws:  # this rank has padding alone
+            yield torch.zeros(2, 0, dtype=torch.float64, device=vectors[0].master.device)
+            return
         squares = kernel.measure(rows, terms, gradient_scale)
         rows = rows._replace(gs=[])  # ZeRO may free them
         squares[1] *= terms.factor**2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scaling.optim.kernels.rows import batches, move, squared_norms
-from scaling.optim.layout import Vector, pieces_of
+from scaling.optim.layout import Vector, gradients_of, pieces_of
 from scaling.optim.trust import Sweeps, TrustRatioOptimizer
 
 
@@ -40,7 +40,7 @@ class Lans(TrustRatioOptimizer):
     def sweeps(self, vectors: list[Vector], group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
         states, (b1, b2) = self.states_of(vectors, "exp_avg", "exp_avg_sq"), group["betas"]
         ws = pieces_of(vectors, (vector.tensor for vector in vectors))
-        gs = pieces_of(vectors, (vector.tensor.grad for vector in vectors))
+        gs = gradients_of(vectors)
         ms = pieces_of(vectors, (state["exp_avg"] for state in states))
         vs = pieces_of(vectors, (state["exp_avg_sq"] for state in states))
         device = vectors[0].master.device

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scaling.optim.kernels.rows import batches, move, squared_norms
-from scaling.optim.layout import Vector, pieces_of
+from scaling.optim.layout import Vector, gradients_of, pieces_of
 from scaling.optim.trust import Sweeps, TrustRatioOptimizer
 
 
@@ -34,7 +34,7 @@ class Lars(TrustRatioOptimizer):
     def sweeps(self, vectors: list[Vector], group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
         states = self.states_of(vectors, "momentum_buffer")
         ws = pieces_of(vectors, (vector.tensor for vector in vectors))
-        gs = pieces_of(vectors, (vector.tensor.grad for vector in vectors))
+        gs = gradients_of(vectors)
         ms = pieces_of(vectors, (state["momentum_buffer"] for state in states))
         squares = torch.zeros(2, len(ws), dtype=torch.float64, device=vectors[0].master.device)
         for which, (some_ws, some_gs) in batches(ws, gs):

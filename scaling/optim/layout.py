@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp._common_utils import _is_fsdp_flattened
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from scaling.errors import ScaleError
@@ -54,8 +55,15 @@ class Vector:
 
     def pieces_of(self, tensor: Tensor) -> list[Tensor]:
         """The parts of `tensor`, which is cut as this vector is, that the pieces mean."""
-        flat = _local(tensor.detach())
-        flat = flat.view(-1) if flat.is_contiguous() else flat.reshape(-1)
+        flat = _local(tensor.detach()).view(-1)
+        return [flat[piece.start : piece.stop] for piece in self.pieces]
+
+    def gradients(self) -> list[Tensor]:
+        """Those of the pieces."""
+        gradient = self.tensor.grad.detach()
+        if isinstance(gradient, DTensor) and gradient.placements != self.tensor.placements:
+            gradient = gradient.redistribute(placements=self.tensor.placements)  # of SequenceParallel, a Partial one
+        flat = _local(gradient).reshape(-1)
         return [flat[piece.start : piece.stop] for piece in self.pieces]
 
     def zeros(self) -> Tensor:
@@ -106,6 +114,11 @@ def pieces_of(vectors: Sequence[Vector], tensors: Iterable[Tensor]) -> list[Tens
     return [part for vector, tensor in zip(vectors, tensors, strict=True) for part in vector.pieces_of(tensor)]
 
 
+def gradients_of(vectors: Sequence[Vector]) -> list[Tensor]:
+    """The parts of the vectors' gradients that all their pieces mean."""
+    return [part for vector in vectors for part in vector.gradients()]
+
+
 def size(parameter: Tensor) -> int:
     """Elements of a parameter, also while ZeRO-3 has it in shards."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
@@ -140,7 +153,7 @@ def of_caller(optimizer: Any, handed: Sequence[Tensor], *, wants_norm: bool) -> 
 
     Nothing that belongs to the optimizer refers to those, hence the look at the callers.
     """
-    if any(isinstance(tensor, DTensor) for tensor in handed):
+    if any(isinstance(parameter, DTensor) for parameter in optimizer.parameters):
         if wants_norm:
             raise _refusal("gradients normalised as DTensors; clip_grad_norm_ can do it before the step")
         return _of_dtensors(optimizer.parameters)
@@ -211,6 +224,8 @@ def _laid_out(vectors: Iterable[_Found], columns: list[int], counted: Sequence[b
     found = {}
     for tensor, pieces, working in vectors:
         device = _local(tensor).device
+        if not _local(tensor).is_contiguous():
+            raise _refusal(f"a parameter of shape {tuple(tensor.shape)} that is not contiguous in memory")
         found[id(tensor)] = Vector(
             tensor=tensor,
             pieces=pieces,
@@ -226,8 +241,9 @@ def _laid_out(vectors: Iterable[_Found], columns: list[int], counted: Sequence[b
 
 def _whole(optimizer: Any, numbers: dict[int, int]) -> _Read:
     """Plain torch, and ZeRO-0 in fp32: every parameter is a vector of its own."""
-    tensors = optimizer.parameters
-    found = [_Found(t, (Piece(number, 0, t.numel()),)) for number, t in enumerate(tensors)]
+    if any(_is_fsdp_flattened(parameter) for parameter in optimizer.parameters):
+        raise _refusal("FSDP's first version, whose parameters are shards; fully_shard's are DTensors")
+    found = [_Found(t, _all_of(t, number)) for number, t in enumerate(optimizer.parameters)]
     return _Read(found, (), every_call=True)
 
 
@@ -284,6 +300,8 @@ def _stage_3(wrapper: Any, numbers: dict[int, int]) -> _Read:
     ranks_of = wrapper.sub_group_process_groups
     for master, group, flat, ranks in zip(wrapper.fp32_partitioned_groups_flat, groups, flats, ranks_of, strict=True):
         pieces = []
+        if flat is None:
+            raise _refusal("parameters on NVMe")
         for parameter in group:
             start, shard = _offset(parameter.ds_tensor, flat), parameter.partition_numel()
             before = dist.get_rank(ranks) * shard
@@ -340,7 +358,7 @@ def _of_dtensors(parameters: Sequence[Tensor]) -> Layout:
         if not all(isinstance(placement, Shard | Replicate) for placement, _ in where):
             raise _refusal(f"DTensors placed as {parameter.placements}")
         counted.append(all(place == 0 for placement, place in where if isinstance(placement, Replicate)))
-    vectors = [_Found(p, (Piece(number, 0, _local(p).numel()),)) for number, p in enumerate(parameters)]
+    vectors = [_Found(p, _all_of(p, number)) for number, p in enumerate(parameters)]
     return _laid_out(
         vectors, list(range(len(parameters))), counted, num_columns=len(parameters), every_call=True,
         group=mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD,
@@ -434,6 +452,12 @@ def _sharing(ranks: Sequence[Any], split: _Split) -> Any:
     unions = {tuple(sorted({r for t in tensor for r in everyones[t][0]})) for _, tensor in everyones}
     made = {union: dist.new_group(list(union)) for union in sorted(unions)}
     return next(group for union, group in made.items() if dist.get_rank() in union)
+
+
+def _all_of(tensor: Tensor, number: int) -> tuple[Piece, ...]:
+    """The one piece of a tensor that is a parameter or this rank's shard of one; none where that is empty."""
+    size = _local(tensor).numel()
+    return (Piece(number, 0, size),) if size else ()
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -67,7 +67,11 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
             layout.allow_under_zero(type(self))
 
     def attach(self, engine: Any) -> None:
-        """Learns how `engine`, made with this optimizer, cuts its parameters. Raises ScaleError where it cannot."""
+        """Learns how `engine`, made with this optimizer, cuts its parameters. All ranks call it, or none.
+
+        Raises ScaleError where the cut cannot be followed.
+        """
+        self._masks, self._waiting, self._squares = {}, [], None
         self._layout = layout.of_engine(engine, self, wants_norm=self._normalize)
 
     def sweeps(self, vectors: list[Vector], group: dict[str, Any], gradient_scale: Tensor | None) -> Sweeps:
@@ -108,11 +112,23 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
 
     @property
     def trust_ratios(self) -> Tensor:
-        """Of the last step, in the order of the parameters; of each one's own expert where those differ by rank."""
+        """[parameters] in fp64, of the last step; of each one's own expert where those differ by rank."""
         if self._squares is None or self._layout is None:
             return torch.ones(len(self.parameters), dtype=torch.float64)
         squares = self._squares[:, self._layout.columns]
         return self.ratios(squares, squares.new_tensor(self._weight_decays))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if hasattr(self, "parameters"):
+            raise ScaleError(
+                "optimizer: a group cannot be added once it is made",
+                hint="make it with all parameters; those without a gradient are left alone",
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle; how tensors are cut is found out anew."""
+        return {**self.__dict__, "_layout": None, "_masks": {}, "_waiting": [], "_squares": None}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -124,8 +140,10 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
                 return loss
             self._layout = layout.of_caller(self, [t for t, _ in handed], wants_norm=self._normalize)
         earlier = len(self._waiting)
-        if not earlier:
+        if not earlier and handed:
             self._gradient_scale = self._scale([t.grad for t, _ in handed]) if self._normalize else None
+        if not handed:
+            return loss
         for vectors, group in self._alike(handed):
             sweeps = self.sweeps(vectors, group, self._gradient_scale)
             self._waiting.append(_Going(vectors, sweeps, next(sweeps)))
@@ -156,13 +174,17 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         going, self._waiting = self._waiting, []
         late = [vector for entry in going[:earlier] for vector in entry.vectors]
         while going:
-            self._squares = where.summed([(entry.vectors, entry.squares) for entry in going])
+            sums = where.summed([(entry.vectors, entry.squares) for entry in going])
             still = []
             for vectors, sweeps, _ in going:
                 columns = torch.cat([vector.columns for vector in vectors])
                 with contextlib.suppress(StopIteration):
-                    still.append(_Going(vectors, sweeps, sweeps.send(self._squares[:, columns])))
+                    still.append(_Going(vectors, sweeps, sweeps.send(sums[:, columns])))
             going = still
+        if self._squares is None or not where.every_call:
+            self._squares = sums
+        else:  # what another call of this step has summed stays
+            self._squares = torch.where(sums.any(0), sums, self._squares)
         for vector in late:  # DeepSpeed copied these when their call returned
             vector.working.copy_(vector.master)
 

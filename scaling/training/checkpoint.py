@@ -65,7 +65,7 @@ def save(engine: Any, folder: Path, recipe: Recipe, strategy: Strategy, step: in
 def newest(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step in `folder`, if there is one."""
     complete = (state.parent for state in folder.glob(f"step_*/{_STATE}"))
-    return max(complete, key=lambda checkpoint: checkpoint.name, default=None)
+    return max(complete, key=lambda found: int(found.name.removeprefix("step_")), default=None)
 
 
 def find(path: Path, field: str = "resume") -> Path:

@@ -1,5 +1,6 @@
 """The three kernels are one optimizer, none needs what is not there, and other people's LAMB agrees with it."""
 
+import copy
 import logging
 import os
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scaling.errors import ScaleError
-from scaling.optim import CONVENTIONS, Lamb
+from scaling.optim import CONVENTIONS, Lamb, Lans, Lars
 from scaling.optim.kernels import choose, native
 from tests.optim.papers import Moments, lamb
 
@@ -110,6 +111,35 @@ def test_a_compiler_that_fails_is_no_failure(compiler, monkeypatch):
 def test_an_unknown_kernel_is_an_error():
     with pytest.raises(ScaleError, match="kernel"):
         stepped(parameters(), kernel="triton")
+
+
+def test_what_it_cannot_follow_it_refuses():
+    turned = torch.nn.Parameter(torch.randn(4, 6).t())
+    turned.grad = torch.randn(6, 4)
+    with pytest.raises(ScaleError, match="not contiguous"):
+        Lamb([turned], lr=0.1).step()
+    optimizer = Lamb(parameters(), lr=0.1)
+    with pytest.raises(ScaleError, match="a group cannot be added"):
+        optimizer.add_param_group({"params": [torch.ones(3)]})
+    with pytest.raises(ScaleError, match="bias_correction"):
+        Lamb(parameters(), lr=0.1, bias_correction="moment")
+
+
+@pytest.mark.parametrize("make", [Lamb, Lars, Lans])
+def test_a_copy_goes_on_as_its_original(make):
+    def step(optimizer, number):
+        for w, g in zip(optimizer.parameters, gradients(number), strict=True):
+            w.grad = g.clone()
+        optimizer.step()
+
+    original = make([torch.nn.Parameter(w) for w in parameters()], lr=0.02)
+    original.step()  # with no gradient anywhere it does nothing
+    step(original, 0)
+    copied = copy.deepcopy(original)
+    for optimizer in (original, copied):
+        step(optimizer, 1)
+    for w, other in zip(original.parameters, copied.parameters, strict=True):
+        torch.testing.assert_close(w, other, rtol=0, atol=0)
 
 
 # Where strangers define LAMB otherwise, by package: what to ask of ours.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from scaling.optim import Lamb
+from scaling.optim import Lamb, Lans, Lars
 from tests.optim.papers import trained_by_the_paper
 from tests.optim.runs import BATCH, LAMB, SEQ, STEPS, batch, counted_all_reduces
 from tests.ranks import on_ranks
@@ -448,6 +448,75 @@ def _fsdp2() -> dict[str, Any]:
     dist.barrier()
     ranks.leave()
     return out
+
+
+_NARROW = [(4, 4), (1, 4), (5, 3), (4,)]  # on two ranks the second has nothing of one of them
+
+
+def _narrow() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(shape, generator=generator) for shape in _NARROW]
+
+
+def _narrow_gradients(step: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(10 + step)
+    return [torch.randn(shape, generator=generator) for shape in _NARROW]
+
+
+_SHARDED = {
+    "native": (Lamb, {"kernel": "auto"}), "eager": (Lamb, {"kernel": "eager"}), "Lars": (Lars, {}), "Lans": (Lans, {})
+}  # fmt: skip
+
+
+def _dtensors() -> dict[str, Any]:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    from scaling.errors import ScaleError
+    from scaling.training import ranks
+
+    here = ranks.join()
+    mesh = init_device_mesh("cpu", (2,))
+    out: dict[str, Any] = {}
+    for name, (make, arguments) in _SHARDED.items():
+        placed = [Shard(0), Shard(0), Replicate(), Shard(0)]
+        weights = [nn.Parameter(distribute_tensor(w, mesh, [p])) for w, p in zip(_narrow(), placed, strict=True)]
+        optimizer = make(weights, lr=0.1, **arguments)
+        optimizer.step()  # with no gradient yet, as a scheduler wants it
+        for step in range(3):
+            for w, g in zip(weights, _narrow_gradients(step), strict=True):
+                half = DTensor.from_local(g / 2, mesh, [Partial()])  # as SequenceParallel leaves a gradient
+                w.grad = half if w.placements[0].is_replicate() else distribute_tensor(g, mesh, w.placements)
+            optimizer.step()
+        out[name] = [w.full_tensor().detach().numpy() for w in weights]
+    first = FullyShardedDataParallel(nn.Linear(8, 8), device_id=torch.device("cpu"), use_orig_params=True)
+    optimizer = Lamb(first.parameters(), lr=0.1, always_adapt=True)
+    first(torch.ones(1, 8)).sum().backward()
+    try:
+        optimizer.step()
+    except ScaleError as error:
+        out["FSDP's first version"] = error.message
+    dist.barrier()
+    ranks.leave()
+    assert here.world_size == 2
+    return out
+
+
+def test_shards_of_dtensors_are_the_optimizer_on_whole_tensors_also_where_a_rank_has_nothing():
+    by_rank = on_ranks(2, _dtensors)
+    assert "first version" in by_rank[0].pop("FSDP's first version")
+    for name, (make, arguments) in _SHARDED.items():
+        weights = [nn.Parameter(w) for w in _narrow()]
+        optimizer = make(weights, lr=0.1, **arguments)
+        for step in range(3):
+            for w, g in zip(weights, _narrow_gradients(step), strict=True):
+                w.grad = g
+            optimizer.step()
+        for rank in by_rank:
+            for w, theirs in zip(weights, rank[name], strict=True):
+                np.testing.assert_allclose(theirs, w.detach().numpy(), rtol=2e-6, atol=1e-7, err_msg=name)
 
 
 def test_under_fsdp2_it_is_the_paper_in_float64():

@@ -1,5 +1,7 @@
 """What the engine is given: at stage 3 a model that is sharded before DeepSpeed could move it whole to the device."""
 
+from types import SimpleNamespace
+
 import torch
 
 from scaling import ds_config
@@ -23,7 +25,7 @@ def _whole_and_sharded(folder, precision):
         seen["sharded"] = sum(parameter.ds_tensor.numel() for parameter in parameters)
         seen["dtypes"] = sorted({str(parameter.ds_tensor.dtype) for parameter in parameters})
         seen["groups"] = [len(group["params"]) for group in model_parameters]
-        return None, None, None, None
+        return SimpleNamespace(optimizer=None), None, None, None
 
     deepspeed.initialize = initialize
     engine.make_engine(recipe, ds_config.emit(recipe, strategy), strategy)

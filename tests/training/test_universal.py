@@ -107,11 +107,13 @@ def training(recipe, where, corpus, here):
     from scaling.training.engine import make_engine
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
+    from scaling.training.noise_scale import GradientNoise
 
     engine = make_engine(recipe, where.config(recipe), where.strategy)
     return Training(
         recipe=recipe, strategy=where.strategy, ranks=here, engine=engine, corpus=corpus, folder=Path(), talk=None,
-        metrics=None, gauge=MemoryGauge(here.device), step=0, stop_step=BEFORE + AFTER,
+        metrics=None, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, where.strategy, here.device),
+        step=0, stop_step=BEFORE + AFTER,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The two sweeps of LAMB over parts of tensors, in three forms that differ in speed alone.
 
 `measure` advances the moments and returns the squares of w and u of each part, `apply` moves w along u. u is computed
-twice: that reads 16 bytes a parameter again, as many as keeping it would cost, and takes no memory.
+twice: that moves 16 bytes a parameter more, as many as keeping it would cost, and takes no memory.
 
     native     C, compiled in a tenth of a second by whatever compiler there is; CPU, fp32
     compiled   torch.compile; CPU and CUDA

@@ -85,11 +85,12 @@ def _run(function: str, table: Any, blocks: Any, *arrays: Any) -> None:
     if threads == 1:
         share(0)
     else:
-        list(_pool(threads).map(share, range(threads)))
+        list(_pool(threads, os.getpid()).map(share, range(threads)))
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """By process, since threads do not survive a fork."""
     return ThreadPoolExecutor(threads, thread_name_prefix="lamb")
 
 
@@ -105,8 +106,11 @@ def _library() -> Any:
         command = [*compiler.split(), *_FLAGS, "-x", "c", "-", "-o", str(built), "-lm"]
         try:
             subprocess.run(command, input=source.read_bytes(), capture_output=True, check=True)
-            return ctypes.CDLL(str(built))
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", b"") or str(error).encode()
             lines = said.decode(errors="replace").strip().splitlines()
             return f"{compiler} does not compile it: {lines[0] if lines else error}"
+        try:
+            return ctypes.CDLL(str(built))
+        except OSError as error:
+            return f"what {compiler} made cannot be loaded: {error}"
