@@ -25,7 +25,7 @@ ASKED = {
     "adafactor": {"lr": 0.03},
     "muon": {"lr": 0.01, "momentum": 0.95, "adam_lr": 3e-3, "adam_betas": [0.9, 0.95], "adam_eps": 1e-8},
     "lars": {"lr": 8.0, "momentum": 0.9, "trust_coefficient": 0.001},
-    "lans": {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-6},
+    "lans": {"lr": 2e-2, "betas": [0.9, 0.999], "eps": 1e-6},
     "lion": {"lr": 1e-3, "betas": [0.9, 0.99]},
 }
 HERE = list(ASKED)
