@@ -39,6 +39,8 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
     deepspeed.initialize says at once whether it is a way that can be followed. A subclass has `sweeps` and `ratios`.
     """
 
+    always_adapt = False  # what does not decay has a trust ratio too
+
     def __init__(
         self, params: Any, defaults: dict[str, Any], *, exclude: Collection[Tensor] = (), normalize: bool = False
     ) -> None:
@@ -52,7 +54,7 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
         self._weight_decays = [
             group["weight_decay"] * decays for (_, group), decays in zip(pairs, self.decays, strict=True)
         ]
-        if not any(self.decays) and not getattr(self, "always_adapt", False):
+        if not any(self.decays) and not self.always_adapt:
             warnings.warn(
                 f"no parameter decays, so that every trust ratio of {type(self).__name__} is 1: give it weight_decay",
                 stacklevel=3,

@@ -82,15 +82,6 @@ OF_A_PRECISION = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As many as a rank has; and tiny tensors are faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def weights_at_start(case):
     return {name: p.detach().numpy() for name, p in build(case).named_parameters()}
 

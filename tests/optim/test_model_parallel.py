@@ -16,14 +16,6 @@ from tests.optim.runs import BATCH, LAMB, SEQ, STEPS, batch, counted_all_reduces
 from tests.ranks import on_ranks
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Case:
     stage: int
