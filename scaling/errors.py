@@ -40,6 +40,18 @@ class FileProblems(ScaleError):
         self.problems = list(problems)
 
 
+class Stopped(ScaleError):
+    """A run ended before its last step; what it had reached is on the disk.
+
+    75 (EX_TEMPFAIL of sysexits.h) says that the same command goes on, 76 that something must change first.
+    """
+
+    def __init__(self, message: str, *, exit_code: int, hint: str = "", by_every_rank: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+        self.by_every_rank = by_every_rank  # the first one may be the one that is gone
+
+
 class Infeasible(ScaleError):
     """The request is well-formed, and the answer is no."""
 

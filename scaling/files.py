@@ -83,3 +83,23 @@ def write_folder(folder: Path, texts: Mapping[str, str], field: str) -> None:
     finally:
         for leftover in (*fresh.values(), *saved.values()):
             leftover.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`text` at `path`, by rename, on the disk with its name when this returns. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in `folder` on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

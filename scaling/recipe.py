@@ -189,6 +189,22 @@ class Schedule(_Strict):
     min_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+class Guards(_Strict):
+    """What to do about a step that is not to be trusted, before it changes the weights.
+
+    "skip" leaves out its update; "rollback" goes back to the newest checkpoint and leaves out every batch since, this
+    one included (Chowdhery et al. 2022, PaLM, section 5.1); "stop" ends the run with exit code 76; "warn" says so and
+    trains on it. `non_finite` is for a loss or gradient that is not a number, `loss_spike` for a loss more than
+    `spike_deviations` above the median of the last 64: standard deviations, estimated by 1.48 times the median
+    absolute deviation. After `most` skipped steps in a row, or rollbacks in the run, it stops.
+    """
+
+    non_finite: Literal["skip", "rollback", "stop"] = "skip"
+    loss_spike: Literal["warn", "skip", "rollback", "stop"] = "warn"
+    spike_deviations: Above0 = 10.0
+    most: Positive = 5
+
+
 class Recipe(_Strict):
     """One training run, machine apart. `global_batch_size` is in samples of `data.seq_length` tokens."""
 
@@ -206,6 +222,8 @@ class Recipe(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     evaluate_every_steps: Positive = 100
     checkpoint_every_steps: Positive = 100
+    keep_checkpoints: Positive = 3  # the newest, beside the one of the lowest validation loss
+    guards: Guards = Guards()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

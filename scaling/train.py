@@ -5,6 +5,7 @@ imported, so a mistake costs a second and not a minute.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from scaling import cost, ds_config, hardware, registry
 from scaling import recipe as recipes
-from scaling.errors import InputError, ScaleError
+from scaling.errors import InputError, ScaleError, Stopped
 from scaling.files import read_text, write_folder
 from scaling.recipe import Recipe
 from scaling.report import comparison, table
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from scaling.data import Corpus
     from scaling.training.progress import Talk
     from scaling.training.ranks import Ranks
+    from scaling.training.signals import StopRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +45,23 @@ class Request:
     max_steps: int | None
     loss_kernel: LossKernel
     world_size: int
+    patience_s: float | None
+    save_in_background: bool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains; exits 2 with one message, from the first rank, where the input is wrong."""
+    """Trains; one message, from the first rank, where it cannot or stops early.
+
+    Exit codes: 0 done, 2 the input is wrong, 75 asked to stop or bereft of a rank and saved (the same command goes on),
+    76 stopped by a guard, 77 there is no checkpoint to go on from, or the last could not be written.
+    """
     try:
         run(parse(argv))
     except ScaleError as error:
-        if os.environ.get("RANK", "0") == "0":
+        stopped = isinstance(error, Stopped)
+        if os.environ.get("RANK", "0") == "0" or (stopped and error.by_every_rank):
             hint = f"\nhint: {error.hint}" if error.hint else ""
-            print(f"error: {error.message}{hint}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{'stopped' if stopped else 'error'}: {error.message}{hint}", file=sys.stderr, flush=True)  # noqa: T201
         sys.exit(error.exit_code)
 
 
@@ -63,10 +72,21 @@ def parse(argv: Sequence[str] | None = None) -> Request:
     parser.add_argument("--recipe", help="recipe YAML; default: the one named in the plan.json beside --ds_config")
     parser.add_argument("--model", help="a registry name, instead of the recipe's model")
     parser.add_argument("--run_dir", help="where the run lives; default: the plan's folder, or runs/NAME")
-    parser.add_argument("--resume", default="auto", help="auto, never, or a run directory or checkpoint")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        help="auto, newest-whole (past damaged ones), never, or a run directory or checkpoint",
+    )
     parser.add_argument("--max_steps", type=int, help="stop after this many steps of the recipe's schedule")
     parser.add_argument(
         "--loss_kernel", choices=get_args(LossKernel), help="full or chunked logits; default: the plan's, or full"
+    )
+    parser.add_argument(
+        "--save", choices=("background", "at_once"), default="background",
+        help="background: copy the states, where the host has room, and write while training goes on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patience_s", type=float, help="end the run when no rank has moved for so long; default: by its slowest step"
     )
     parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by launchers")
@@ -83,6 +103,8 @@ def parse(argv: Sequence[str] | None = None) -> Request:
     recipe = _with_overrides(recipes.load(recipe_path), model=args.model, seed=args.seed)
     if args.max_steps is not None and args.max_steps < 1:
         raise InputError("max_steps", args.max_steps, "must be at least 1")
+    if args.patience_s is not None and not args.patience_s > 0:
+        raise InputError("patience_s", args.patience_s, "must be above 0")
     planned = plan is not None
     return Request(
         config=config,
@@ -95,6 +117,8 @@ def parse(argv: Sequence[str] | None = None) -> Request:
         max_steps=args.max_steps,
         loss_kernel=args.loss_kernel or _planned_loss_kernel(plan),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        patience_s=args.patience_s,
+        save_in_background=args.save == "background",
     )
 
 
@@ -108,26 +132,33 @@ def run(request: Request) -> None:
     from scaling import data
     from scaling.training import checkpoint, ranks, run
     from scaling.training.progress import Talk
+    from scaling.training.signals import StopRequest
 
     ranks.complete_environment()
     folder = request.run_dir
-    resume_from = checkpoint.to_resume(folder, request.resume)
-    if resume_from:
-        checkpoint.require_match(resume_from, recipe, strategy)
+    candidates = checkpoint.to_resume(folder, request.resume)
+    if candidates:
+        with contextlib.suppress(checkpoint.Damaged):  # of which all ranks will speak
+            checkpoint.require_same_recipe(candidates[0], recipe, strategy)
     cache = Path(os.environ.get("SCALE_CACHE") or Path.home() / ".cache" / "deepspeed-scaling")
     prepared = partial(data.prepare, recipe, base=request.recipe_path.parent, cache=cache)
     # The first rank of each node builds the corpus; the others find it built when the barrier opens.
     corpus = prepared() if os.environ["LOCAL_RANK"] == "0" else None
-    if os.environ["RANK"] == "0":
-        notes += run.prepare(folder, recipe, _copies(request), anew=request.resume == "never")
-    here = ranks.join()
-    here.barrier()
-    with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
+    with StopRequest().heeded() as stop_request:
+        here = ranks.join()
         try:
-            talk = Talk(stream, speaks=here.is_first)
-            for note in notes:
-                talk.say(note)
-            _train(request, strategy, config, corpus or prepared(), resume_from, here, talk)
+            fits = partial(checkpoint.require_match, recipe=recipe, strategy=strategy)
+            resume_from = checkpoint.first_whole(candidates, here, fits, notes.append)
+            if here.is_first:
+                notes += run.prepare(folder, recipe, _copies(request), anew=request.resume == "never")
+                if resume_from:
+                    notes += checkpoint.set_aside_after(folder / "checkpoints", resume_from)
+            here.barrier()
+            with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
+                talk = Talk(stream, speaks=here.is_first)
+                for note in notes:
+                    talk.say(note)
+                _train(request, strategy, config, corpus or prepared(), resume_from, here, talk, stop_request)
         finally:
             ranks.leave()
 
@@ -140,17 +171,24 @@ def _train(
     resume_from: Path | None,
     here: "Ranks",
     talk: "Talk",
+    stop_request: "StopRequest",
 ) -> None:
     from scaling.training import checkpoint
     from scaling.training.engine import make_engine
+    from scaling.training.guards import Watch
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
+    from scaling.training.ranks import lost_another
     from scaling.training.run import Metrics, read_metrics
+    from scaling.training.watchdog import Watchdog
 
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
     engine = make_engine(recipe, config, strategy)
-    step, relaid = checkpoint.load(engine, resume_from, strategy) if resume_from else (0, "")
+    watch, step, relaid = Watch(recipe.guards), 0, ""
+    if resume_from:
+        reached, relaid = checkpoint.load(engine, resume_from, strategy)
+        step, watch.recent_losses, watch.rollbacks = reached.step, reached.recent_losses, reached.rollbacks
     stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
     talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
     talk.say(strategy.batch_equation)
@@ -168,12 +206,25 @@ def _train(
     if here.is_first:
         shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
         metrics = Metrics(folder / "metrics.jsonl", resumed_step=step)
+    hint = f"the same command goes on from the newest checkpoint in {folder / 'checkpoints'}"
+    watchdog = Watchdog(folder / "logs", here, request.patience_s, hint=hint)
+    saver = checkpoint.Saver(
+        engine, folder / "checkpoints", recipe, strategy, here,
+        in_background=request.save_in_background, say=talk.say, tick=watchdog.tick,
+    )  # fmt: skip
     training = Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
         metrics=metrics, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, strategy, here.device),
-        step=step, stop_step=stop,
+        saver=saver, watch=watch, watchdog=watchdog, request=stop_request, step=step, stop_step=stop,
     )  # fmt: skip
-    training.run()
+    try:
+        with watchdog:
+            training.run()
+    except Exception as error:
+        if not lost_another(error):
+            raise
+        message = f"rank {here.rank}, in {watchdog.doing_now}: another rank is gone ({str(error).splitlines()[0]})"
+        raise Stopped(message, exit_code=75, hint=hint, by_every_rank=True) from None
     if metrics:
         metrics.close()
         measured = training.measured()

@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["scaling.training.loop", "scaling.data", "scaling.train"])
+context = multiprocessing.getcontext("forkserver")
+context.set_forkserver_preload(["scaling.training.loop", "scaling.data", "scaling.train"])
 _TIMEOUT_S = 120
 
 
@@ -25,8 +25,8 @@ def on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[
         port = probe.getsockname()[1]
     ranks = []
     for rank in range(world_size):
-        ours, theirs = _context.Pipe(duplex=False)
-        process = _context.Process(target=_rank, args=(theirs, rank, world_size, port, function, args), daemon=True)
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(theirs, rank, world_size, port, function, args), daemon=True)
         process.start()
         theirs.close()
         ranks.append((process, ours))

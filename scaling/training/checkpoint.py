@@ -1,111 +1,215 @@
-"""Checkpoints: a folder per step, complete or invisible.
+"""Checkpoints: a folder per step, complete or invisible, and checked before it is read.
 
-DeepSpeed writes into a partial folder; when every rank is done the first one describes it in state.json and renames
-it. A run resumes from the newest complete folder, never from a partial one and never silently from step 0: in the
-layout that wrote it by DeepSpeed's own loader, bit for bit, in any other through scaling/training/universal.py.
+Every rank writes its files into a partial folder and keeps their digests; when all have, the first one writes them into
+a manifest, renames the folder, and moves `latest` last. So a kill at any moment leaves whole checkpoints, and a run
+goes on from the newest: in the layout that wrote it by DeepSpeed's own loader, bit for bit, in any other through
+scaling/training/universal.py. It never starts at step 0 by itself where checkpoints are damaged.
 """
 
-import json
 import os
+import platform
 import shutil
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scaling.errors import FileProblems, InputError, ScaleError
-from scaling.files import read_text
+from scaling import manifest
+from scaling.errors import FileProblems, ScaleError
+from scaling.files import replace_text, sync_folder
+from scaling.manifest import Damaged, File, Manifest, NoCheckpoint
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import universal
 from scaling.training.ranks import Ranks
+from scaling.training.shards import Reader, Writer
 
-_STATE = "state.json"
-_PARTIAL = "partial"
+_PARTIAL = ".partial"  # no name that a reader looks for
+_REMOVED = ".removed-"
 # What may change between two lives of a run without changing its loss.
-_FREE = {"evaluate_every_steps", "checkpoint_every_steps", "name"}
+_FREE = {"evaluate_every_steps", "checkpoint_every_steps", "keep_checkpoints", "guards", "name"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a run stands, and how many ranks wrote it at which stage."""
+class Reached:
+    """Where a run stands, beside its weights."""
 
     step: int
-    world_size: int
-    zero_stage: int
-    recipe: dict[str, Any]
-    uses_nvme: bool = False
+    samples_seen: int
+    validation_loss: float | None = None  # of this very step
+    recent_losses: list[float] = field(default_factory=list)
+    rollbacks: int = 0
 
 
-def save(engine: Any, folder: Path, recipe: Recipe, strategy: Strategy, step: int, ranks: Ranks) -> Path:
-    """Writes `folder`/step_N on all ranks and points `folder`/latest at it."""
-    final, partial = folder / f"step_{step:06d}", folder / _PARTIAL
-    if ranks.is_first:
+class Saver:
+    """Saves a run's checkpoints into `folder`, one at a time. All ranks make every call, at the same step.
+
+    `begin` returns when training may go on: with `in_background` when the states have been copied. `finish` makes the
+    checkpoint visible; `is_written` says whether this rank's part of it is on the disk.
+    """
+
+    def __init__(
+        self, engine: Any, folder: Path, recipe: Recipe, strategy: Strategy, ranks: Ranks, *,
+        in_background: bool = True, say: Callable[[str], None] = print, tick: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.engine, self.folder, self.recipe, self.strategy, self.ranks = engine, folder, recipe, strategy, ranks
+        self.failed = ""  # why the last one was not written, while there is none newer
+        self._say = say
+        self._writer = Writer(in_background=in_background, ranks_of_host=ranks.local_world_size, tick=tick)
+        self._pending: Reached | None = None
+        self._num_bytes = 0  # of the last one
+        engine.checkpoint_engine = self._writer
+        # DeepSpeed's scripts, which it copies on the first rank alone: an error there would leave the others waiting.
+        engine._copy_recovery_script = lambda path: None
+
+    @property
+    def is_pending(self) -> bool:
+        return self._pending is not None
+
+    @property
+    def is_written(self) -> bool:
+        return self._writer.is_done
+
+    def save(self, reached: Reached) -> None:
+        """Writes a checkpoint and waits for it."""
+        self.begin(reached)
+        self.finish()
+
+    def begin(self, reached: Reached) -> float:
+        """Starts a checkpoint of what the engine has reached; the seconds for which that held up the step."""
+        started_at = time.perf_counter()
+        self.finish()
+        partial = self.folder / _PARTIAL
+        if problem := self.ranks.from_first(self._emptied, partial):
+            self._fail(reached, problem)
+            return time.perf_counter() - started_at
+        self.engine.save_checkpoint(str(self.folder), tag=_PARTIAL, save_latest=False)
+        if not self.strategy.uses_nvme:  # whose tensors are elsewhere
+            text = universal.whole_map(self.engine)
+            if text and self.ranks.is_first:
+                self._writer.text(text, partial / universal.MAP)
+        self._writer.start()
+        self._pending = reached
+        if not self._writer.in_background:
+            self.finish()
+        return time.perf_counter() - started_at
+
+    def finish(self) -> Path | None:
+        """Waits for what was begun, makes it visible and removes what is not kept; None where nothing was written."""
+        if (reached := self._pending) is None:
+            return None
+        self._pending = None
+        parts = self.ranks.gathered(self._writer.result())
+        problem = next((f"rank {rank}: {error}" for rank, (_, error) in enumerate(parts) if error), "")
+        files = {name: file for written, _ in parts for name, file in written.items()}
+        if problem := self.ranks.from_first(self._committed, reached, files, problem):
+            self._fail(reached, problem)
+            return None
+        self.failed = ""
+        self._num_bytes = sum(file.num_bytes for file in files.values())
+        return self.folder / _name(reached.step)
+
+    def _fail(self, reached: Reached, problem: str) -> None:
+        self.failed = problem
+        last = manifest.steps(self.folder)
+        standing = f"{last[0].name} stands as it was" if last else "there is none yet"
+        self._say(f"warning: no checkpoint of step {reached.step}: {problem}; {standing}")
+
+    # On the first rank
+
+    def _emptied(self, partial: Path) -> str:
+        """Makes room for a new checkpoint; what is in the way."""
+        for leftover in self.folder.glob(f"{_REMOVED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
-    ranks.barrier()
-    engine.save_checkpoint(str(folder), tag=_PARTIAL, save_latest=False)
-    if not strategy.uses_nvme:  # whose tensors are elsewhere
-        universal.write_map(engine, partial)
-    ranks.barrier()
-    if ranks.is_first:
-        state = State(
-            step=step,
-            world_size=ranks.world_size,
-            zero_stage=strategy.zero_stage,
-            recipe=recipe.model_dump(mode="json"),
-            uses_nvme=strategy.uses_nvme,
+        try:
+            partial.mkdir(parents=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            return f"{partial}: {error.strerror}"
+        return f"it needs {self._num_bytes:,} bytes and {free:,} are free" if free < self._num_bytes else ""
+
+    def _committed(self, reached: Reached, files: dict[str, File], problem: str) -> str:
+        """Turns the partial folder into a checkpoint unless there is a problem already; what went wrong."""
+        partial, final = self.folder / _PARTIAL, self.folder / _name(reached.step)
+        try:
+            if not problem:
+                replace_text(partial / manifest.NAME, self._manifest(reached, files).dump())
+                _remove(final)  # an earlier life of this run reached the same step
+                os.replace(partial, final)
+                sync_folder(self.folder)
+                replace_text(self.folder / "latest", final.name)  # for DeepSpeed's own tools; we go by the folders
+                kept = manifest.kept(self.folder, self.recipe.keep_checkpoints)
+                for old in set(manifest.steps(self.folder)) - kept:
+                    _remove(old)
+        except OSError as error:
+            problem = f"{error.filename or final.name}: {error.strerror}"
+        if problem:
+            shutil.rmtree(partial, ignore_errors=True)
+        return problem
+
+    def _manifest(self, reached: Reached, files: dict[str, File]) -> Manifest:
+        return Manifest(
+            **vars(reached),
+            world_size=self.ranks.world_size,
+            zero_stage=self.strategy.zero_stage,
+            uses_nvme=self.strategy.uses_nvme,
+            recipe=self.recipe.model_dump(mode="json"),
+            plan=asdict(self.strategy),
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "deepspeed", "transformers")},
+            },
+            random_state={"seed": self.recipe.seed, "drawn_by": "torch.manual_seed before each micro batch"},
+            files=files,
         )
-        _write(partial / _STATE, json.dumps(asdict(state), indent=2))
-        shutil.rmtree(final, ignore_errors=True)  # an earlier life of this run reached the same step
-        os.replace(partial, final)
-        _write(folder / "latest", final.name)  # for DeepSpeed's own tools; we go by the folders
-    ranks.barrier()
-    return final
 
 
-def newest(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest step in `folder`, if there is one."""
-    complete = (state.parent for state in folder.glob(f"step_*/{_STATE}"))
-    return max(complete, key=lambda found: int(found.name.removeprefix("step_")), default=None)
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
 
 
-def find(path: Path, field: str = "resume") -> Path:
-    """The checkpoint that `path` means: one itself, or the newest of a run. Raises InputError where there is none."""
-    if (path / _STATE).is_file():
-        return path
-    found = newest(path / "checkpoints") or newest(path)
-    if found is None:
-        raise InputError(
-            field, str(path), "holds no complete checkpoint", hint="name a run directory or its checkpoints/step_N"
-        )
-    return found
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint, out of sight first, so that no half of one is ever seen."""
+    if checkpoint.exists():
+        removed = checkpoint.with_name(_REMOVED + checkpoint.name)
+        shutil.rmtree(removed, ignore_errors=True)
+        os.replace(checkpoint, removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
-def to_resume(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that --resume means: "auto" is the newest of the run, if any, "never" none, else a path."""
-    if resume == "never":
-        return None
-    return newest(folder / "checkpoints") if resume == "auto" else find(Path(resume))
+# Choosing
 
 
-def read_state(checkpoint: Path) -> State:
-    try:
-        return State(**json.loads(read_text(checkpoint / _STATE, "resume")))
-    except (TypeError, ValueError) as error:
-        raise InputError("resume", str(checkpoint), f"has an unreadable {_STATE}: {error}") from None
+def to_resume(folder: Path, resume: str) -> list[Path]:
+    """The checkpoints that --resume means, the first to be taken: nothing is read yet.
+
+    "auto" is the newest of the run, "newest-whole" the newest that is whole, "never" none, anything else a path.
+    """
+    match resume:
+        case "never":
+            return []
+        case "auto":
+            return manifest.steps(folder / "checkpoints")[:1]
+        case "newest-whole":
+            return manifest.steps(folder / "checkpoints")
+    return [manifest.find(Path(resume), "resume")]
 
 
-def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
-    """Raises ScaleError naming every way in which `checkpoint` is not of this recipe, not whole, or not readable."""
-    state = read_state(checkpoint)
+def require_same_recipe(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
+    """Raises ScaleError naming every way in which `checkpoint` is not of this recipe; only its manifest is read."""
+    found = manifest.read(checkpoint)
     problems = []
-    if state.uses_nvme or strategy.uses_nvme:
+    if found.uses_nvme or strategy.uses_nvme:
         # Measured: docs/log.md, 2026-11-24. Losses differ from the first step on, or loading breaks off.
         problems.append("NVMe: DeepSpeed 0.19.8 does not restore states that were or will be offloaded there")
     fields = recipe.model_dump(mode="json")
     problems += [
-        f"recipe {key}: {state.recipe.get(key)!r} then, {fields[key]!r} now"
+        f"recipe {key}: {found.recipe.get(key)!r} then, {fields[key]!r} now"
         for key in fields
-        if key not in _FREE and state.recipe.get(key) != fields[key]
+        if key not in _FREE and found.recipe.get(key) != fields[key]
     ]
     if problems:
         raise FileProblems(
@@ -113,38 +217,96 @@ def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
             problems,
             hint="resume as it was, or start anew: --resume never, or another --run_dir",
         )
-    elsewhere = not _is_of(state, strategy)
+
+
+def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
+    """Raises ScaleError where `checkpoint`, known to be whole, is of another recipe or not readable in this layout."""
+    require_same_recipe(checkpoint, recipe, strategy)
+    elsewhere = not _is_of(manifest.read(checkpoint), strategy)
     if elsewhere or universal.read_map(checkpoint):
         saved = universal.Saved(checkpoint)
         if elsewhere:
             saved.require_movable()
 
 
-def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[int, str]:
-    """Restores `engine` on all ranks; the step reached, and which layout was read, where it is another.
+def first_whole(
+    candidates: list[Path], ranks: Ranks, fits: Callable[[Path], None], say: Callable[[str], None]
+) -> Path | None:
+    """The first of `candidates` that is whole and that `fits` (which raises ScaleError); all ranks call it.
 
-    `require_match` came before.
+    None where there is no candidate. A single one is taken or refused, with the newest whole one as the hint; of
+    several the first good one is taken, and `say` names those passed over. Raises NoCheckpoint where none is whole.
     """
-    state = read_state(checkpoint)
-    if not (_is_of(state, strategy) and universal.is_laid_out_alike(engine, checkpoint)):
+    problems: list[ScaleError] = []
+    for checkpoint in candidates:
+        problem = _problem(checkpoint, ranks, fits)
+        if problem is None:
+            return checkpoint
+        problems.append(problem)
+        if len(candidates) > 1:
+            say(f"passed over: {problem.message}")
+    if not problems:
+        return None
+    newest = problems[0]
+    if not isinstance(newest, Damaged):
+        raise newest
+    if len(candidates) == 1:
+        for other in manifest.steps(candidates[0].parent):
+            if other != candidates[0] and _problem(other, ranks, fits) is None:
+                newest.hint = f"{other} is whole: --resume {other}, or --resume newest-whole"
+                raise newest
+    raise NoCheckpoint(
+        f"{newest.message}\nno other in {candidates[0].parent} can be resumed from",
+        hint="--resume never starts anew, and keeps the earlier life of the run beside it",
+    )
+
+
+def _problem(checkpoint: Path, ranks: Ranks, fits: Callable[[Path], None]) -> ScaleError | None:
+    """What is wrong with a checkpoint, the same on all ranks, between which its files are shared out for reading."""
+    try:
+        files = sorted(manifest.read(checkpoint).files.items(), key=lambda entry: -entry[1].num_bytes)
+        found = manifest.problems(checkpoint, files[ranks.rank :: ranks.world_size])
+    except Damaged as error:
+        found = error.problems
+    damage = sorted({problem for problems in ranks.gathered(found) for problem in problems})
+    if damage:
+        return Damaged(f"resume: {checkpoint}", damage)
+    try:
+        fits(checkpoint)
+    except ScaleError as error:
+        return error
+    return None
+
+
+def set_aside_after(folder: Path, chosen: Path) -> list[str]:
+    """Renames the checkpoints of `folder` beyond `chosen`: they are of another future, and would be taken next time."""
+    beyond = [path for path in manifest.steps(folder) if manifest.step_of(path) > manifest.step_of(chosen)]
+    for path in beyond:
+        number = next(n for n in range(1, 1_000_000) if not path.with_name(f"aside-{n}_{path.name}").exists())
+        os.replace(path, path.with_name(f"aside-{number}_{path.name}"))
+    return [f"set aside: {path.name}, beyond {chosen.name}" for path in beyond]
+
+
+def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[Manifest, str]:
+    """Restores `engine` on all ranks; what was reached, and which layout was read, where it is another.
+
+    `first_whole` came before.
+    """
+    found = manifest.read(checkpoint)
+    if not (_is_of(found, strategy) and universal.is_laid_out_alike(engine, checkpoint)):
         universal.load(engine, checkpoint)
-        ranks = "1 rank" if state.world_size == 1 else f"{state.world_size} ranks"
-        return state.step, f"laid out anew from {ranks} at ZeRO-{state.zero_stage}"
-    loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        ranks = "1 rank" if found.world_size == 1 else f"{found.world_size} ranks"
+        return found, f"laid out anew from {ranks} at ZeRO-{found.zero_stage}"
+    standing = engine.checkpoint_engine
+    engine.checkpoint_engine = Reader([checkpoint / name for name in found.files])
+    try:
+        loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    finally:
+        engine.checkpoint_engine = standing
     if loaded is None:
         raise ScaleError(f"resume: DeepSpeed found nothing to load in {checkpoint}")
-    return state.step, ""
+    return found, ""
 
 
-def _is_of(state: State, strategy: Strategy) -> bool:
-    return (state.world_size, state.zero_stage) == (strategy.data_parallel_size, strategy.zero_stage)
-
-
-def _write(path: Path, text: str) -> None:
-    """`text` at `path`, on disk, by rename."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _is_of(found: Manifest, strategy: Strategy) -> bool:
+    return (found.world_size, found.zero_stage) == (strategy.data_parallel_size, strategy.zero_stage)

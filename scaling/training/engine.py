@@ -1,5 +1,6 @@
 """Recipe and ds_config -> a DeepSpeed engine. The one place that calls deepspeed.initialize."""
 
+import math
 from typing import Any
 
 import deepspeed
@@ -67,9 +68,50 @@ def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
         engine.step()
         return norm(torch.stack(norms))
     scale = loss_scale(engine)
-    engine.step()
+    try:
+        engine.step()
+    except Exception as error:  # 0.19.8, runtime/fp16/loss_scaler.py:258 raises no type of its own
+        if "loss scale already at minimum" in str(error):
+            raise LossScaleAtFloor(
+                f"the loss scale is at its floor of {scale:g} and gradients still overflow"
+            ) from None
+        raise
     found = engine.get_global_grad_norm()
     return found * loss_scale(engine) / scale if engine.zero_optimization_stage() == 3 else found
+
+
+class LossScaleAtFloor(Exception):
+    """fp16 has no smaller loss scale to try."""
+
+
+def discard_gradients(engine: Any) -> None:
+    """Ends a step without its update: what was accumulated is dropped, and the loss scale stays.
+
+    DeepSpeed's wrappers drop a step whose gradient norm is not a number (0.19.8, zero/stage_1_and_2.py:3043,
+    zero/stage3.py:2888, bf16_optimizer.py:402), so that is what they are shown. Without one, at stage 0, an optimizer
+    leaves alone what has no gradient.
+    """
+    wrapper, infinite = engine.optimizer, torch.tensor(math.inf)
+    shown = {
+        "DeepSpeedZeroOptimizer": ("scaled_global_norm", infinite),
+        "DeepSpeedZeroOptimizer_Stage3": ("_get_norm_groups", [infinite]),
+        "BF16_Optimizer": ("get_grads_for_norm", ([infinite], {})),
+    }.get(type(wrapper).__name__)
+    if shown is None:
+        for parameter in engine.module.parameters():
+            parameter.grad = None
+        engine.step()
+        return
+    name, answer = shown
+    scaler = vars(wrapper.loss_scaler) if engine.fp16_enabled() else {}
+    before = dict(scaler)
+    scaler |= {"cur_hysteresis": 2} if scaler else {}  # so that a scale at its floor is no error
+    setattr(wrapper, name, lambda *args, **kwargs: answer)
+    try:
+        engine.step()
+    finally:
+        delattr(wrapper, name)
+        scaler |= before
 
 
 def norm(tensor: torch.Tensor) -> torch.Tensor:

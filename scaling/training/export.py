@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from scaling import models
+from scaling import manifest, models
 from scaling.errors import InputError
 from scaling.recipe import Recipe
-from scaling.training import checkpoint, universal
+from scaling.training import universal
 
 _WRAPPED = "model."  # models.WithLoss holds the transformers model under this name
 
@@ -23,13 +23,13 @@ def export(run: Path, out: Path) -> Path:
 
     `out` must not exist or be empty; it appears whole or not at all.
     """
-    source = checkpoint.find(run, "run")
+    source = manifest.find(run, "run")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("out", str(out), "exists and is not an empty folder")
     tokenizer = source.parent.parent / "tokenizer"
     if not tokenizer.is_dir():
         raise InputError("run", str(run), f"has no tokenizer: {tokenizer} is missing")
-    recipe = Recipe.model_validate(checkpoint.read_state(source).recipe)
+    recipe = Recipe.model_validate(manifest.require_whole(source, "run").recipe)
     model = models.build(recipe.shape, seed=recipe.seed)
     _load(model, _weights(source))
     models.prepare_for_use(model)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,10 +12,14 @@ from typing import Any
 import torch
 
 from scaling.data import IGNORED, Corpus, micro_batch_indices
+from scaling.errors import Stopped
+from scaling.manifest import NoCheckpoint, steps
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import checkpoint
-from scaling.training.engine import step_and_gradient_norm
+from scaling.training.checkpoint import Reached, Saver
+from scaling.training.engine import LossScaleAtFloor, discard_gradients, step_and_gradient_norm
+from scaling.training.guards import Judgement, Watch, unhealthy
 from scaling.training.memory import MemoryGauge
 from scaling.training.noise_scale import GradientNoise
 from scaling.training.optimizer import set_learning_rate
@@ -22,6 +27,8 @@ from scaling.training.progress import Talk
 from scaling.training.ranks import Ranks
 from scaling.training.run import Metrics
 from scaling.training.schedule import learning_rate
+from scaling.training.signals import StopRequest
+from scaling.training.watchdog import Watchdog
 
 Batch = dict[str, torch.Tensor]
 
@@ -40,12 +47,22 @@ class Training:
     metrics: Metrics | None
     gauge: MemoryGauge
     noise: GradientNoise
+    saver: Saver
+    watch: Watch
+    watchdog: Watchdog
+    request: StopRequest
     step: int
     stop_step: int
     step_seconds: list[float] = field(default_factory=list)
+    # What the ranks told each other in the last collective: how many are asked to stop, how many have written.
+    num_asked: int = 0
+    num_written: int = 0
 
     def run(self) -> None:
-        """Trains from `step` to `stop_step`, evaluating and saving as the recipe says, and at the end."""
+        """Trains from `step` to `stop_step`, evaluating and saving as the recipe says, and at the end.
+
+        Raises Stopped where it ends before: asked to, having saved, or by a guard.
+        """
         recipe, first = self.recipe, self.step
         with self.talk.start(done=self.step, total=self.stop_step):
             while self.step < self.stop_step:
@@ -54,44 +71,150 @@ class Training:
                 values = self.optimizer_step(watch_memory=self.step == first + 1)
                 elapsed_s = time.perf_counter() - started_at
                 self.step_seconds.append(elapsed_s)
+                self.watchdog.step_took(elapsed_s)
                 last = self.step == self.stop_step
                 if last or self.step % recipe.evaluate_every_steps == 0:
-                    values["validation_loss"] = self.evaluate()
+                    values |= self.evaluate()
+                if last or self.num_asked or self.step % recipe.checkpoint_every_steps == 0:
+                    values["save_pause_s"] = self.save(values.get("validation_loss"))
+                elif self.saver.is_pending and self.num_written == self.ranks.world_size:
+                    self.saver.finish()
                 self.report(values, elapsed_s)
-                if last or self.step % recipe.checkpoint_every_steps == 0:
-                    self.save()
+                if self.num_asked and not last:
+                    self.leave()
+            self.finish()
         self.gauge.read()
 
-    def save(self) -> None:
-        checkpoint.save(self.engine, self.folder / "checkpoints", self.recipe, self.strategy, self.step, self.ranks)
+    def save(self, validation_loss: float | None = None) -> float:
+        """Begins a checkpoint; the seconds for which training waited."""
+        self.watchdog.doing("saving")
+        return self.saver.begin(
+            Reached(
+                step=self.step,
+                samples_seen=self.step * self.recipe.global_batch_size,
+                validation_loss=validation_loss,
+                recent_losses=self.watch.recent_losses,
+                rollbacks=self.watch.rollbacks,
+            )
+        )
 
-    def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, float]:
+    def finish(self) -> None:
+        """Waits for the last checkpoint. Raises ScaleError where it could not be written."""
+        self.watchdog.doing("waiting for the last checkpoint")
+        self.saver.finish()
+        if self.saver.failed:
+            raise NoCheckpoint(
+                f"checkpoint: step {self.step} could not be saved: {self.saver.failed}",
+                hint="make room and run it again: it goes on from the checkpoint before",
+            )
+
+    def leave(self) -> None:
+        """Ends a run that was asked to stop."""
+        self.finish()
+        self.request.exit_code = 75  # further signals change nothing
+        name = next(name for name in self.ranks.gathered(self.request.name) if name)
+        raise Stopped(
+            f"by {name} at step {self.step} of {self.stop_step}, saved",
+            exit_code=75, hint=f"the same command goes on from {self.folder / 'checkpoints'}",
+        )  # fmt: skip
+
+    def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, Any]:
         """One optimizer step on the next global batch; its loss, learning rate, gradient norm and noise."""
         engine, ranks = self.engine, self.ranks
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
-        micro_batches = list(self.micro_batches())
+        *micro_batches, last = self.micro_batches()
         # The loss is the sum over targets divided by their global number. DeepSpeed averages over ranks, which
         # multiplying by their number undoes; so no split of the batch changes the gradient.
-        num_targets = ranks.summed(sum(count_targets(batch) for batch in micro_batches))
+        num_targets = ranks.summed(sum(count_targets(batch) for batch in (*micro_batches, last)))
         scale = ranks.world_size / num_targets
-        sums = torch.zeros(2, device=ranks.device)  # of the loss and of what the noise scale asks of a micro batch
+        # Of the loss, of what the noise scale asks of a micro batch, of ranks asked to stop, and of those that wrote.
+        sums = torch.zeros(4, device=ranks.device)
         for number, batch in enumerate(micro_batches):
-            self.seed_dropout(number)
-            last = number == len(micro_batches) - 1
-            with self.gauge.watching(engine.module, on=watch_memory and last):
-                micro_loss = engine(**batch)
-                engine.backward(micro_loss * scale, scale_wrt_gas=False)
-                sums += torch.stack([micro_loss.detach(), self.noise.of_micro_batch(count_targets(batch))])
-                del micro_loss
-                if last:
-                    grad_norm = step_and_gradient_norm(engine)
-                else:
-                    engine.step()  # counts the micro step; the engine accumulates
+            sums[:2] += self.micro_step(number, batch, scale)
+            engine.step()  # counts the micro step; the engine accumulates
+        with self.gauge.watching(engine.module, on=watch_memory):
+            sums[:2] += self.micro_step(len(micro_batches), last, scale)
+            sums[2:] += torch.tensor([bool(self.request.name), self.saver.is_written])
+            loss_sum, squares, asked, written = ranks.summed(sums)
+            self.num_asked, self.num_written = int(asked), int(written)
+            loss = float(loss_sum / num_targets)
+            grad_norm = self.update(loss, is_finite=math.isfinite(loss + float(squares)))
         self.step += 1
-        loss_sum, squares = ranks.summed(sums)
-        values = {"loss": float(loss_sum / num_targets), "lr": lr, "grad_norm": float(grad_norm)}
+        values = {"loss": loss, "lr": lr, "grad_norm": float(grad_norm)}
         return values | self.noise.of_step(squares, scale, grad_norm)
+
+    def micro_step(self, number: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        """Forward and backward of one micro batch: its summed loss, and what the noise scale asks of it."""
+        self.watchdog.doing(f"step {self.step + 1}, micro step {number + 1}")
+        self.seed_dropout(number)
+        loss = self.engine(**batch)
+        self.engine.backward(loss * scale, scale_wrt_gas=False)
+        return torch.stack([loss.detach(), self.noise.of_micro_batch(count_targets(batch))])
+
+    def update(self, loss: float, *, is_finite: bool) -> torch.Tensor | float:
+        """The optimizer's step, or what a guard does instead; the gradient norm before clipping."""
+        self.watchdog.doing(f"step {self.step + 1}, its update")
+        # An overflow is how fp16 finds its loss scale: DeepSpeed skips those, and the loss alone is judged.
+        in_fp16 = self.recipe.precision == "fp16"
+        judgement = self.watch.judge(loss, is_finite=math.isfinite(loss) if in_fp16 else is_finite)
+        if judgement.action in ("train", "warn"):
+            if judgement.action == "warn":
+                self.tell(judgement, "trained on")
+            self.watch.trained(loss)
+            try:
+                return step_and_gradient_norm(self.engine)
+            except LossScaleAtFloor as error:
+                raise unhealthy(f"step {self.step + 1}: {error}{self.culprits()}") from None
+            finally:
+                self.noise.forget()
+        what = self.tell(
+            judgement, {"skip": "its update is left out", "rollback": "going back"}.get(judgement.action, "stopped")
+        )
+        discard_gradients(self.engine)
+        self.noise.forget()
+        match judgement.action:
+            case "skip":
+                self.watch.skipped(what)
+            case "rollback":
+                self.watch.rolled_back(what)
+                self.roll_back(what)
+            case _:
+                raise unhealthy(what)
+        return math.nan
+
+    def roll_back(self, what: str) -> None:
+        """Takes the weights of the newest checkpoint, and counts the batches since then as seen."""
+        self.saver.finish()
+        folder = self.folder / "checkpoints"
+        fits = partial(checkpoint.require_match, recipe=self.recipe, strategy=self.strategy)
+        try:
+            found = checkpoint.first_whole(steps(folder), self.ranks, fits, self.talk.say)
+        except NoCheckpoint as error:
+            raise unhealthy(f"{what}, and {error.message}") from None
+        if found is None:
+            raise unhealthy(f"{what}, and there is no checkpoint yet to go back to")
+        reached, _ = checkpoint.load(self.engine, found, self.strategy)
+        self.watch.recent_losses = reached.recent_losses
+        self.talk.say(
+            f"went back to {found.name}: the batches of steps {reached.step + 1} to {self.step + 1} are left out"
+        )
+
+    def tell(self, judgement: Judgement, action: str) -> str:
+        """Says and records what a guard saw and does; the sentence."""
+        what = f"step {self.step + 1}: {judgement.reason}{self.culprits()}"
+        self.talk.say(f"warning: {what}: {action}")
+        if self.metrics:
+            self.metrics.event(
+                {"step": self.step + 1, "kind": judgement.kind, "action": judgement.action, "message": what}
+            )
+        return what
+
+    def culprits(self) -> str:
+        """Whose gradients are not finite, and in which parameter that began; a collective."""
+        found = enumerate(self.ranks.gathered(self.noise.not_finite()))
+        said = [f"rank {rank}: {names[0]} first, {len(names)} in all" for rank, names in found if names]
+        return f"; gradients not finite on {', '.join(said)}" if said else ""
 
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's share of the next global batch, on its device."""
@@ -114,22 +237,26 @@ class Training:
             torch.manual_seed(self.recipe.seed + 1_000_003 * (position + self.ranks.rank))
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        """The loss per target on the whole validation part."""
+    def evaluate(self) -> dict[str, float]:
+        """The loss per target on the whole validation part; nothing where the run is asked to stop meanwhile."""
         validation, ranks = self.corpus.validation, self.ranks
         size, total = self.strategy.micro_batch_size, validation.num_samples
         sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
         self.engine.eval()
         # Every rank runs as many batches as the others: at stage 3 a forward is a collective.
         for start in range(0, total, size * ranks.world_size):
+            self.watchdog.doing(f"evaluating after step {self.step}, sample {start}")
             indices = [start + ranks.rank * size + i for i in range(size)]
             batch = validation.batch([min(index, total - 1) for index in indices])
             batch["labels"][[index >= total for index in indices]] = IGNORED
             batch = self.moved(batch)
             sums += torch.stack([self.engine(**batch).double(), count_targets(batch).double()])
+            self.num_asked = int(ranks.summed(torch.tensor(float(bool(self.request.name)), device=ranks.device)))
+            if self.num_asked:
+                break
         self.engine.train()
         loss_sum, num_targets = ranks.summed(sums).tolist()
-        return loss_sum / num_targets
+        return {} if self.num_asked else {"validation_loss": loss_sum / num_targets}
 
     def report(self, values: dict[str, float], elapsed_s: float) -> None:
         """One line of metrics and of progress."""
@@ -152,8 +279,6 @@ class Training:
                 f"step {self.step}: validation loss {values['validation_loss']:.4f} nats per target, "
                 f"unigram entropy {self.corpus.unigram_entropy_nats:.4f}"
             )
-        if not math.isfinite(values["loss"]):
-            self.talk.say(f"warning: the loss of step {self.step} is {values['loss']}")
 
     def moved(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}

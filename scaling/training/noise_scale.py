@@ -1,5 +1,7 @@
 """The gradient noise scale's two norms, measured at every step: of micro batches by hooks, of the batch by the engine.
 
+The hooks also tell the guards of a gradient that is not finite, on whichever rank, before it reaches the weights.
+
 A tensor's hook sees the gradient of one backward before DeepSpeed reduces, accumulates or shards it: whole at stage 3,
 once where weights are tied, and once under non-reentrant checkpointing. So it costs a read of each gradient and holds
 none, and there is no transfer to the host before the step's own.
@@ -7,6 +9,7 @@ none, and there is no transfer to the host before the step's own.
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,17 +28,35 @@ class GradientNoise:
         self.small_batch, self.big_batch = strategy.micro_batch_size, strategy.global_batch_size
         self.measures = self.small_batch < self.big_batch
         self._norms: list[torch.Tensor] = []
-        for parameter in engine.module.parameters():
-            if self.measures and parameter.requires_grad:
-                parameter.register_hook(lambda gradient: self._norms.append(norm(gradient)))
+        self._names: list[str] = []  # whose norms those are
+        self._of_step: list[tuple[list[str], torch.Tensor]] = []
+        for name, parameter in engine.module.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(partial(self._note, name))
+
+    def _note(self, name: str, gradient: torch.Tensor) -> None:
+        self._names.append(name)
+        self._norms.append(norm(gradient))
 
     def of_micro_batch(self, num_targets: torch.Tensor) -> torch.Tensor:
         """|g|^2 / targets of the backward that has just ended, g being its gradient as the loop scales it."""
         if not self._norms:
             return torch.zeros((), device=self.device)
-        squared = (torch.stack(self._norms) / loss_scale(self.engine)).square().sum()
-        self._norms.clear()
-        return squared / num_targets.clamp(min=1)
+        norms = torch.stack(self._norms) / loss_scale(self.engine)
+        self._of_step.append((self._names, norms))
+        self._names, self._norms = [], []
+        return norms.square().sum() / num_targets.clamp(min=1)
+
+    def not_finite(self) -> list[str]:
+        """The parameters whose gradients of this step are not finite on this rank, in the order they were met."""
+        return list(dict.fromkeys(
+            name for names, norms in self._of_step
+            for name, finite in zip(names, norms.isfinite().tolist(), strict=True) if not finite
+        ))  # fmt: skip
+
+    def forget(self) -> None:
+        """The step is over."""
+        self._of_step.clear()
 
     def of_step(self, summed: torch.Tensor, scale: torch.Tensor, big_norm: torch.Tensor | float) -> dict[str, float]:
         """|G|^2 and tr(S) per sample, from `of_micro_batch` summed over all micro batches; nothing after an overflow.

@@ -5,7 +5,9 @@ Works under `deepspeed`, under torchrun, and alone.
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,7 @@ class Ranks:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
     device: torch.device
 
     @property
@@ -38,6 +41,20 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's `value`, by rank; pickled."""
+        everyones = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyones, value)
+        return everyones
+
+    def from_first(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What `function(*args)` returns on the first rank, which alone calls it; it must not raise."""
+        found = [function(*args) if self.is_first else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -67,7 +84,19 @@ def join() -> Ranks:
         device, backend = torch.device("cpu"), "gloo"
         _share_cores()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+    return Ranks(
+        rank=rank, world_size=world_size, local_rank=local_rank, local_world_size=local_world_size(), device=device
+    )
+
+
+def local_world_size() -> int:
+    """Ranks on this node, as the launcher says: torchrun by the first name, DeepSpeed by the second."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether `error` is a collective's, broken off because another rank is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def leave() -> None:
@@ -99,5 +128,4 @@ def _share_cores() -> None:
     """Gives each rank of this node its share of the cores, unless the user said OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" in os.environ:
         return
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))

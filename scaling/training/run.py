@@ -2,6 +2,7 @@
 
 recipe.yaml  ds_config.json  plan.json   what was asked for
 metrics.jsonl                            one line per optimizer step
+events.jsonl                             one line for each time that a guard acted
 measured.json                            what `scale report` holds against plan.json
 checkpoints/  logs/rank_N.log
 """
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 
 from scaling import recipe as recipes
 from scaling.errors import InputError
-from scaling.files import write_folder
+from scaling.files import replace_text, write_folder
 from scaling.recipe import Recipe
 
 
@@ -56,7 +57,7 @@ def _says_the_same(path: Path, text: str) -> bool:
 
 def set_aside(folder: Path) -> Path | None:
     """Moves an earlier life's metrics and checkpoints into `folder`/replaced-N; None where there is nothing."""
-    names = ["metrics.jsonl", "measured.json", "checkpoints", "logs"]
+    names = ["metrics.jsonl", "events.jsonl", "measured.json", "checkpoints", "logs"]
     there = [folder / name for name in names if (folder / name).exists()]
     if not any(path.is_file() or any(path.glob("step_*")) for path in there):
         return None
@@ -79,6 +80,15 @@ class Metrics:
         self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._file.writelines(f"{line}\n" for line in kept)
         self._file.flush()
+        self._events = path.with_name("events.jsonl")
+        if self._events.exists():
+            lines = self._events.read_text(encoding="utf-8").splitlines()
+            replace_text(self._events, "".join(f"{line}\n" for line in lines if _step(line) <= resumed_step))
+
+    def event(self, values: dict[str, Any]) -> None:
+        """Adds a line to events.jsonl: something that a guard did."""
+        with open(self._events, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
 
     def write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")

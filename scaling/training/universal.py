@@ -10,8 +10,6 @@ elements that it steps. What a recipe fixes is not read: learning rate, decay, a
 import bisect
 import json
 import math
-import os
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scaling import manifest
 from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.optim import layout
+from scaling.training.shards import load as load_shard
 
 MAP = "layout.json"
 MASTER = "master"  # beside the names of the optimizer's states: the weights, in fp32 where they are trained in 16 bit
@@ -59,21 +59,18 @@ def describe(engine: Any) -> dict[str, Any] | None:
     }
 
 
-def write_map(engine: Any, folder: Path) -> None:
-    """Writes layout.json beside the shards that `engine` has just written; all ranks call it."""
+def whole_map(engine: Any) -> str | None:
+    """The text of layout.json for what `engine` writes, None where there is none; all ranks call it."""
     mine = describe(engine)
     everyones: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
-    if mine is None or None in everyones or dist.get_rank() != 0:
-        return
+    if mine is None or None in everyones:
+        return None
     shards = [each["shard"] for each in everyones]
     if all(shard == shards[0] for shard in shards):  # every rank has everything, and the first one's is written
         del shards[1:]
     del mine["shard"]
-    with open(folder / MAP, "w", encoding="utf-8") as file:
-        json.dump({**mine, "shards": shards}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    return json.dumps({**mine, "shards": shards})
 
 
 def _trained(engine: Any) -> dict[str, Tensor]:
@@ -106,6 +103,7 @@ class Saved:
     """
 
     def __init__(self, checkpoint: Path, field: str = "resume") -> None:
+        self._named = manifest.read(checkpoint, field).files
         self.map = read_map(checkpoint, field)
         if self.map is None:
             raise InputError(
@@ -159,9 +157,10 @@ class Saved:
     def _enter(self, checkpoint: Path, shard: dict[str, Any]) -> list[str]:
         """Takes in what a shard has; what is wrong with it."""
         path = checkpoint / shard["file"]
+        if shard["file"] not in self._named:
+            return [f"{shard['file']} is not named in {manifest.NAME}"]
         try:
-            with torch.serialization.safe_globals(_classes()):
-                content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            content = load_shard(path, map_location="cpu", mmap=True)
         except FileNotFoundError:
             return [f"{path.name} is missing"]
         except Exception as error:  # torch has no type of its own for a damaged file
@@ -210,15 +209,6 @@ def read_map(checkpoint: Path, field: str = "resume") -> Any:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(field, str(checkpoint), f"has an unreadable {MAP}: {error!r}") from None
-
-
-def _classes() -> list[Any]:
-    """All that DeepSpeed pickles into shards beside tensors and plain values: any other class is refused, not run."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [OrderedDict, defaultdict, set, LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
 # What DeepSpeed's wrappers write: (their fp32 vectors, each one's states by its number), in the order of layout.held.

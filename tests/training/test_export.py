@@ -21,11 +21,12 @@ def logits_of_the_live_model(recipe_path, config_path, folder, ids):
     answers = []
     save = loop.Training.save
 
-    def save_and_ask(training):
-        save(training)
+    def save_and_ask(training, *args):
+        paused_s = save(training, *args)
         model = training.engine.module.model.eval()
         with torch.no_grad():  # a forward is a collective at stage 3: all ranks make it
             answers.append(model(input_ids=torch.tensor(ids)).logits.float().numpy())
+        return paused_s
 
     loop.Training.save = save_and_ask
     train.main(["--ds_config", config_path, "--recipe", recipe_path, "--run_dir", folder])

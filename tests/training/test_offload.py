@@ -13,6 +13,7 @@ import pytest
 from scaling import cost, ds_config, hardware, recipe, train
 from scaling.cost.memory import host_bytes
 from scaling.errors import FileProblems
+from scaling.manifest import Manifest
 from scaling.training import checkpoint
 from tests.ranks import on_ranks
 from tests.training.runs import layout, metrics, tiny_recipe
@@ -61,11 +62,12 @@ def test_a_checkpoint_with_nvme_on_either_side_is_refused(then, now, tmp_path):
     # Measured with deepspeed 0.19.8: resumed from NVMe, the first loss is 7.5229 where it was 7.5167 (docs/log.md).
     what = tiny_recipe(tmp_path)
     wrote, reads = (replace(layout(2, 3), offload_optimizer=place) for place in (then, now))
-    state = checkpoint.State(
-        step=2, world_size=2, zero_stage=3, recipe=what.model_dump(mode="json"),
-        uses_nvme=wrote.uses_nvme,
+    found = Manifest(
+        step=2, samples_seen=16, world_size=2, zero_stage=3, uses_nvme=wrote.uses_nvme, plan={}, versions={},
+        recipe=what.model_dump(mode="json"), random_state={}, validation_loss=None, recent_losses=[], rollbacks=0,
+        files={},
     )  # fmt: skip
-    (tmp_path / "state.json").write_text(json.dumps(vars(state)))
+    (tmp_path / "manifest.json").write_text(found.dump())
     if "nvme" in (then, now):
         with pytest.raises(FileProblems, match="NVMe"):
             checkpoint.require_match(tmp_path, what, reads)

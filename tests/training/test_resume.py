@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scaling import train
+from scaling import manifest, train
 from scaling.errors import FileProblems, InputError
 from scaling.training import checkpoint
 from scaling.training.export import export
@@ -66,16 +66,7 @@ def test_another_recipe_is_refused_by_name_and_leaves_the_run_as_it_was(finished
 def test_evaluating_or_saving_more_often_is_not_another_recipe(finished):
     folder, recipe, strategy = finished
     changed = recipe.model_copy(update={"evaluate_every_steps": 1, "checkpoint_every_steps": 1})
-    checkpoint.require_match(checkpoint.find(folder), changed, strategy)
-
-
-def test_a_partial_checkpoint_is_never_taken(finished, tmp_path):
-    complete = tmp_path / "checkpoints" / "step_000004"
-    complete.mkdir(parents=True)
-    (complete / "state.json").write_text((finished[0] / "checkpoints" / "step_000002" / "state.json").read_text())
-    (tmp_path / "checkpoints" / "partial").mkdir()
-    (tmp_path / "checkpoints" / "step_000009").mkdir()  # no state.json: it was never completed
-    assert checkpoint.find(tmp_path) == complete
+    checkpoint.require_match(manifest.find(folder, "run"), changed, strategy)
 
 
 def test_a_path_without_a_checkpoint_is_one_clear_error(tmp_path):
@@ -92,7 +83,7 @@ def test_resume_never_moves_the_earlier_life_aside(finished, tmp_path):
     assert losses(folder) == before[:1]
     old = [json.loads(line)["loss"] for line in (folder / "replaced-1" / "metrics.jsonl").read_text().splitlines()]
     assert old == before
-    assert (folder / "replaced-1" / "checkpoints" / "step_000002" / "state.json").is_file()
+    assert (folder / "replaced-1" / "checkpoints" / "step_000002" / "manifest.json").is_file()
 
 
 def test_a_finished_run_has_nothing_to_do_and_changes_nothing(finished):

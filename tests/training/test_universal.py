@@ -17,8 +17,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from scaling import data, ds_config, models, train
-from scaling.errors import ScaleError
+from scaling import data, ds_config, manifest, models, train
+from scaling.errors import FileProblems, ScaleError
 from scaling.optim import layout as cuts
 from scaling.training import checkpoint, universal
 from scaling.training.export import export
@@ -103,22 +103,26 @@ def engines(folder, recipe, writes, reads, frozen=()):
     return wrote, read
 
 
-def training(recipe, where, corpus, here):
+def training(folder, recipe, where, corpus, here):
     from scaling.training.engine import make_engine
+    from scaling.training.guards import Watch
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
+    from scaling.training.signals import StopRequest
+    from scaling.training.watchdog import Watchdog
 
     engine = make_engine(recipe, where.config(recipe), where.strategy)
     return Training(
-        recipe=recipe, strategy=where.strategy, ranks=here, engine=engine, corpus=corpus, folder=Path(), talk=None,
+        recipe=recipe, strategy=where.strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=None,
         metrics=None, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, where.strategy, here.device),
-        step=0, stop_step=BEFORE + AFTER,
+        saver=checkpoint.Saver(engine, folder, recipe, where.strategy, here), watch=Watch(recipe.guards),
+        watchdog=Watchdog(folder, here, None, hint=""), request=StopRequest(), step=0, stop_step=BEFORE + AFTER,
     )  # fmt: skip
 
 
 def written(folder, recipe, where, corpus, here):
-    going = training(recipe, where, corpus, here)
+    going = training(folder, recipe, where, corpus, here)
     for _ in range(BEFORE):
         going.optimizer_step()
     spoiled = spoil_padding(going.engine)
@@ -126,17 +130,18 @@ def written(folder, recipe, where, corpus, here):
         going.engine.optimizer.loss_scale = 128.0
     outcome = observed(going.engine, where)
     outcome.spoiled = spoiled
-    checkpoint.save(going.engine, folder, recipe, where.strategy, BEFORE, here)
+    going.saver.save(checkpoint.Reached(step=BEFORE, samples_seen=BEFORE * recipe.global_batch_size))
     outcome.losses = [going.optimizer_step()["loss"] for _ in range(AFTER)]
     return outcome
 
 
 def loaded(folder, recipe, where, corpus, here):
-    going = training(recipe, where, corpus, here)
-    newest = checkpoint.find(folder)
+    going = training(folder, recipe, where, corpus, here)
+    newest = manifest.find(folder, "run")
     checkpoint.require_match(newest, recipe, where.strategy)
     going.optimizer_step()  # an engine that has states, and gathered parameters, of its own
-    going.step, how = checkpoint.load(going.engine, newest, where.strategy)
+    reached, how = checkpoint.load(going.engine, newest, where.strategy)
+    going.step = reached.step
     assert how.startswith("laid out anew")
     assert going.engine.global_steps == BEFORE
     outcome = observed(going.engine, where)
@@ -369,61 +374,68 @@ def shortened(path):
     torch.save(content, path)
 
 
+@pytest.fixture
+def again(half_way, tmp_path):
+    """(a copy of the checkpoint of `broken`, recipe)"""
+    folder, recipe = half_way
+    shutil.copytree(folder / "broken", tmp_path / "run")
+    return tmp_path / "run" / "checkpoints" / "step_000002", recipe
+
+
 @pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (Path.unlink, f"{SHARD} is missing"),
-        (cut, f"{SHARD} cannot be read"),
-        (replaced, f"{SHARD} cannot be read"),
-        (shortened, f"{SHARD}: vector 0 has"),
-    ],
-    ids=["missing", "truncated", "of another class", "short"],
+    ("damage", "said"), [(cut, "cannot be read"), (replaced, "cannot be read"), (shortened, "vector 0 has")]
 )
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_damaged_shard_is_refused_by_name_before_anything_is_written(damage, said, ranks, half_way, tmp_path):
-    folder, recipe = half_way
-    shutil.copytree(folder / "broken", tmp_path / "run")
-    damage(next(tmp_path.glob(f"run/checkpoints/step_000002/{SHARD}")))
-    refused(tmp_path, recipe, layout(ranks, 2, micro=8 // ranks), said)
+def test_a_shard_that_is_not_what_the_map_says_is_refused_by_name(damage, said, ranks, again):
+    path, recipe = again
+    damage(path / SHARD)
+    resealed(path)
+    with pytest.raises(FileProblems, match=f"{SHARD}.*{said}"):
+        checkpoint.require_match(path, recipe, layout(ranks, 2, micro=8 // ranks))
 
 
-def test_a_state_that_is_not_one_number_per_element_is_read_only_as_it_was_written(half_way, tmp_path):
-    folder, recipe = half_way
-    shutil.copytree(folder / "broken", tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / "step_000002" / SHARD
-    content = torch.load(path, weights_only=False)
+def test_a_shard_that_the_manifest_does_not_name_is_not_read(again):
+    path, recipe = again
+    found = manifest.read(path)
+    files = {name: file for name, file in found.files.items() if name != SHARD}
+    (path / manifest.NAME).write_text(replace(found, files=files).dump())
+    with pytest.raises(FileProblems, match=f"{SHARD} is not named"):
+        checkpoint.require_match(path, recipe, layout(1, 2, micro=8))
+
+
+def test_a_state_that_is_not_one_number_per_element_is_read_only_as_it_was_written(again):
+    path, recipe = again
+    content = torch.load(path / SHARD, weights_only=False)
     content["optimizer_state_dict"]["base_optimizer_state"]["state"][0]["row_sums"] = torch.ones(3)
-    torch.save(content, path)
-    checkpoint.require_match(path.parent, recipe, layout(2, 2))
-    refused(tmp_path, recipe, layout(1, 2, micro=8), "row_sums cannot be laid out anew")
+    torch.save(content, path / SHARD)
+    resealed(path)
+    checkpoint.require_match(path, recipe, layout(2, 2))
+    with pytest.raises(ScaleError, match="row_sums cannot be laid out anew"):
+        checkpoint.require_match(path, recipe, layout(1, 2, micro=8))
 
 
-def test_a_map_that_lacks_an_element_is_refused_by_the_name_of_its_parameter(half_way, tmp_path):
-    folder, recipe = half_way
-    shutil.copytree(folder / "broken", tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / "step_000002" / universal.MAP
-    content = json.loads(path.read_text())
+def test_a_map_that_lacks_an_element_is_refused_by_the_name_of_its_parameter(again):
+    path, recipe = again
+    content = json.loads((path / universal.MAP).read_text())
     name, piece = next(iter(content["shards"][0]["vectors"][0].items()))
     piece[1] -= 1
-    path.write_text(json.dumps(content))
-    refused(tmp_path, recipe, layout(1, 2, micro=8), f"not every element of {name} once")
+    (path / universal.MAP).write_text(json.dumps(content))
+    resealed(path)
+    with pytest.raises(ScaleError, match=f"not every element of {name} once"):
+        checkpoint.require_match(path, recipe, layout(1, 2, micro=8))
 
 
-def test_without_a_map_only_the_layout_that_wrote_it_can_read_it(half_way, tmp_path):
-    folder, recipe = half_way
-    shutil.copytree(folder / "broken", tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step_000002" / universal.MAP).unlink()
-    refused(tmp_path, recipe, layout(1, 2, micro=8), f"has no {universal.MAP}")
+def test_without_a_map_only_the_layout_that_wrote_it_can_read_it(again):
+    path, recipe = again
+    (path / universal.MAP).unlink()
+    resealed(path)
+    with pytest.raises(ScaleError, match=f"has no {universal.MAP}"):
+        checkpoint.require_match(path, recipe, layout(1, 2, micro=8))
 
 
-def refused(tmp_path, recipe, strategy, said):
-    """What train.py says up to the point where it would join other ranks, the run as it was."""
-    recipe_path, config_path = files(tmp_path / "asked", recipe, strategy)
-    flags = ["--ds_config", str(config_path), "--recipe", str(recipe_path), "--run_dir", str(tmp_path / "run")]
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with mock.patch.dict("os.environ", {"WORLD_SIZE": str(strategy.data_parallel_size)}):
-        request = train.parse(flags)
-    with pytest.raises(ScaleError) as error, mock.patch.dict("os.environ"):
-        train.run(request)
-    assert said in error.value.message
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+def resealed(path):
+    """The checkpoint with a manifest of its files as they are now: of one that was always so."""
+    found = manifest.read(path)
+    there = {name: manifest.File(num_bytes=(path / name).stat().st_size, sha256=manifest.sha256(path / name))
+             for name in found.files if (path / name).exists()}  # fmt: skip
+    (path / manifest.NAME).write_text(replace(found, files=there).dump())
