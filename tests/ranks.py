@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-context = multiprocessing.getcontext("forkserver")
+context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["scaling.training.loop", "scaling.data", "scaling.train"])
 _TIMEOUT_S = 120
 

@@ -89,28 +89,30 @@ def discard_gradients(engine: Any) -> None:
 
     DeepSpeed's wrappers drop a step whose gradient norm is not a number (0.19.8, zero/stage_1_and_2.py:3043,
     zero/stage3.py:2888, bf16_optimizer.py:402), so that is what they are shown. Without one, at stage 0, an optimizer
-    leaves alone what has no gradient.
+    leaves alone what has no gradient, which only the clipping of none does not like.
     """
     wrapper, infinite = engine.optimizer, torch.tensor(math.inf)
-    shown = {
-        "DeepSpeedZeroOptimizer": ("scaled_global_norm", infinite),
-        "DeepSpeedZeroOptimizer_Stage3": ("_get_norm_groups", [infinite]),
-        "BF16_Optimizer": ("get_grads_for_norm", ([infinite], {})),
-    }.get(type(wrapper).__name__)
-    if shown is None:
-        for parameter in engine.module.parameters():
-            parameter.grad = None
-        engine.step()
-        return
-    name, answer = shown
+    shown: tuple[Any, str, Any]
+    match type(wrapper).__name__:
+        case "DeepSpeedZeroOptimizer":
+            shown = wrapper, "scaled_global_norm", infinite
+        case "DeepSpeedZeroOptimizer_Stage3":
+            shown = wrapper, "_get_norm_groups", [infinite]
+        case "BF16_Optimizer":
+            shown = wrapper, "get_grads_for_norm", ([infinite], {})
+        case _:
+            shown = engine, "clip_fp32_gradients", None
+            for parameter in engine.module.parameters():
+                parameter.grad = None
+    owner, name, answer = shown
     scaler = vars(wrapper.loss_scaler) if engine.fp16_enabled() else {}
     before = dict(scaler)
     scaler |= {"cur_hysteresis": 2} if scaler else {}  # so that a scale at its floor is no error
-    setattr(wrapper, name, lambda *args, **kwargs: answer)
+    setattr(owner, name, lambda *args, **kwargs: answer)
     try:
         engine.step()
     finally:
-        delattr(wrapper, name)
+        delattr(owner, name)
         scaler |= before
 
 

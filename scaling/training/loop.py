@@ -57,37 +57,51 @@ class Training:
     # What the ranks told each other in the last collective: how many are asked to stop, how many have written.
     num_asked: int = 0
     num_written: int = 0
+    last_save: dict[str, float] = field(default_factory=dict)  # goes into the next line of metrics
 
     def run(self) -> None:
         """Trains from `step` to `stop_step`, evaluating and saving as the recipe says, and at the end.
 
         Raises Stopped where it ends before: asked to, having saved, or by a guard.
         """
-        recipe, first = self.recipe, self.step
+        first = self.step
         with self.talk.start(done=self.step, total=self.stop_step):
-            while self.step < self.stop_step:
-                started_at = time.perf_counter()
-                # The second step is the first with everything allocated: moments are made during the first.
-                values = self.optimizer_step(watch_memory=self.step == first + 1)
-                elapsed_s = time.perf_counter() - started_at
-                self.step_seconds.append(elapsed_s)
-                self.watchdog.step_took(elapsed_s)
-                last = self.step == self.stop_step
-                if last or self.step % recipe.evaluate_every_steps == 0:
-                    values |= self.evaluate()
-                if last or self.num_asked or self.step % recipe.checkpoint_every_steps == 0:
-                    values["save_pause_s"] = self.save(values.get("validation_loss"))
-                elif self.saver.is_pending and self.num_written == self.ranks.world_size:
-                    self.saver.finish()
-                self.report(values, elapsed_s)
-                if self.num_asked and not last:
-                    self.leave()
+            try:
+                while self.step < self.stop_step:
+                    # The second step is the first with everything allocated: moments are made during the first.
+                    self.take_step(watch_memory=self.step == first + 1)
+            except Stopped:  # on all ranks alike, so that what was begun can be written
+                self.saver.finish()
+                raise
             self.finish()
         self.gauge.read()
+
+    def take_step(self, *, watch_memory: bool) -> None:
+        """One step with what belongs to it: its evaluation, its line of metrics, its checkpoint."""
+        recipe, started_at = self.recipe, time.perf_counter()
+        values = self.optimizer_step(watch_memory=watch_memory)
+        elapsed_s = time.perf_counter() - started_at
+        self.step_seconds.append(elapsed_s)
+        self.watchdog.step_took(elapsed_s)
+        last = self.step == self.stop_step
+        if last or self.step % recipe.evaluate_every_steps == 0:
+            values |= self.evaluate()
+        # Before its checkpoint, so that a run that goes on from there has the line of every step.
+        self.report(values | self.last_save, elapsed_s)
+        self.last_save = {}
+        if last or self.num_asked or self.step % recipe.checkpoint_every_steps == 0:
+            self.last_save = {"save_pause_s": self.save(values.get("validation_loss"))}
+        elif self.saver.is_pending and self.num_written == self.ranks.world_size:
+            self.watchdog.doing(f"making the checkpoint before step {self.step} visible")
+            self.saver.finish()
+        if self.num_asked and not last:
+            self.leave()
 
     def save(self, validation_loss: float | None = None) -> float:
         """Begins a checkpoint; the seconds for which training waited."""
         self.watchdog.doing("saving")
+        if self.metrics:
+            self.metrics.sync()
         return self.saver.begin(
             Reached(
                 step=self.step,
@@ -121,6 +135,7 @@ class Training:
     def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, Any]:
         """One optimizer step on the next global batch; its loss, learning rate, gradient norm and noise."""
         engine, ranks = self.engine, self.ranks
+        self.watchdog.doing(f"step {self.step + 1}, its batch")
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
         *micro_batches, last = self.micro_batches()
@@ -135,6 +150,7 @@ class Training:
             engine.step()  # counts the micro step; the engine accumulates
         with self.gauge.watching(engine.module, on=watch_memory):
             sums[:2] += self.micro_step(len(micro_batches), last, scale)
+            self.watchdog.doing(f"step {self.step + 1}, adding up over ranks")
             sums[2:] += torch.tensor([bool(self.request.name), self.saver.is_written])
             loss_sum, squares, asked, written = ranks.summed(sums)
             self.num_asked, self.num_written = int(asked), int(written)

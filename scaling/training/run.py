@@ -94,6 +94,11 @@ class Metrics:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Puts what was written on the disk, where a full one is no reason to stop."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling import train
+from scaling import manifest, train
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training.export import export
@@ -112,13 +112,13 @@ def run(folder: Path, what: Recipe, strategy: Strategy, *flags: str, plant: Plan
         return life.ended()
 
 
-def story(folder: Path) -> tuple[list[tuple[Any, ...]], bytes]:
-    """What must not differ between two runs: every step's numbers, and the final weights."""
+def story(folder: Path) -> tuple[list[tuple[Any, ...]], str]:
+    """What must not differ between two runs: every step's numbers, and the SHA-256 of the final weights."""
     numbers = [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in metrics(folder)]
     scratch = folder / "story"
     if not scratch.exists():
         export(folder, scratch)
-    return numbers, (scratch / "model.safetensors").read_bytes()
+    return numbers, manifest.sha256(scratch / "model.safetensors")
 
 
 def steps_on_disk(folder: Path) -> list[str]:

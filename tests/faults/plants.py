@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-
 # Where a save can be cut short: whose call, and whether before it or after. All but the first are the first rank's.
 MOMENTS = {
     "within a shard": ("shards._Hashed", "write", "after"),
