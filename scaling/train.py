@@ -154,6 +154,9 @@ def _train(
     stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
     talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
     talk.say(strategy.batch_equation)
+    for field, growth in (("batch_ramp", recipe.batch_ramp), ("data.curriculum", recipe.data.curriculum)):
+        if growth:
+            talk.say(f"{field}: from {growth.start} by {growth.increment} over {growth.samples:,} samples")
     talk.say(
         f"corpus: {corpus.num_tokens:,} tokens of {corpus.bytes_per_token:.2f} bytes, vocabulary {corpus.vocab_size}, "
         f"unigram entropy {corpus.unigram_entropy_nats:.4f} nats per token"

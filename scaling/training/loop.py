@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from scaling import course
 from scaling.data import IGNORED, Corpus, micro_batch_indices
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
@@ -70,15 +71,19 @@ class Training:
         engine, ranks = self.engine, self.ranks
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
-        micro_batches = list(self.micro_batches())
+        now = course.at(self.recipe, self.step)
+        micro_batches = list(self.micro_batches(now))
         # The loss is the sum over targets divided by their global number. DeepSpeed averages over ranks, which
         # multiplying by their number undoes; so no split of the batch changes the gradient.
-        num_targets = ranks.summed(sum(count_targets(batch) for batch in micro_batches))
+        num_targets = ranks.summed(sum(count_targets(batch) for _, batch in micro_batches))
         scale = ranks.world_size / num_targets
         sums = torch.zeros(2, device=ranks.device)  # of the loss and of what the noise scale asks of a micro batch
-        for number, batch in enumerate(micro_batches):
-            self.seed_dropout(number)
+        for number, (first_sample, batch) in enumerate(micro_batches):
+            self.seed_dropout(first_sample)
             last = number == len(micro_batches) - 1
+            # Left to itself DeepSpeed takes a step at each multiple of the configured accumulation, which a ramp varies
+            # (0.19.8, runtime/engine.py:is_gradient_accumulation_boundary).
+            engine.set_gradient_accumulation_boundary(last)
             with self.gauge.watching(engine.module, on=watch_memory and last):
                 micro_loss = engine(**batch)
                 engine.backward(micro_loss * scale, scale_wrt_gas=False)
@@ -91,27 +96,30 @@ class Training:
         self.step += 1
         loss_sum, squares = ranks.summed(sums)
         values = {"loss": float(loss_sum / num_targets), "lr": lr, "grad_norm": float(grad_norm)}
-        return values | self.noise.of_step(squares, scale, grad_norm)
+        return values | self.noise.of_step(squares, scale, grad_norm, now.global_batch_size)
 
-    def micro_batches(self) -> Iterator[Batch]:
-        """This rank's share of the next global batch, on its device."""
-        steps = self.strategy.gradient_accumulation_steps
+    def micro_batches(self, now: course.Step) -> Iterator[tuple[int, Batch]]:
+        """This rank's share of the global batch of step `now`, on its device; each with its first sample's number."""
+        steps = now.global_batch_size // (self.strategy.micro_batch_size * self.ranks.world_size)
         for micro_step in range(steps):
             indices = micro_batch_indices(
-                step=self.step,
-                global_batch_size=self.recipe.global_batch_size,
+                first_sample=now.first_sample,
+                global_batch_size=now.global_batch_size,
                 rank=self.ranks.rank,
                 data_parallel_size=self.ranks.world_size,
                 micro_step=micro_step,
                 gradient_accumulation_steps=steps,
             )
-            yield self.moved(self.corpus.train.batch(indices))
+            yield indices.start, self.moved(self.corpus.train.batch(indices, now.seq_length))
 
-    def seed_dropout(self, micro_step: int) -> None:
-        """Makes dropout a function of the position in the data, so that a resumed run draws the same masks."""
+    def seed_dropout(self, first_sample: int) -> None:
+        """Makes dropout a function of the position in the data, so that a resumed run draws the same masks.
+
+        No two micro batches of a run share their first sample. torch's CPU generator takes the low 32 bits of a seed,
+        which an odd factor keeps apart.
+        """
         if self.recipe.dropout:
-            position = (self.step * self.strategy.gradient_accumulation_steps + micro_step) * self.ranks.world_size
-            torch.manual_seed(self.recipe.seed + 1_000_003 * (position + self.ranks.rank))
+            torch.manual_seed(self.recipe.seed + 1_000_003 * first_sample)
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -133,13 +141,15 @@ class Training:
 
     def report(self, values: dict[str, float], elapsed_s: float) -> None:
         """One line of metrics and of progress."""
-        tokens_per_second = self.recipe.tokens_per_step / elapsed_s
+        done, reached = course.at(self.recipe, self.step - 1), course.at(self.recipe, self.step)
+        tokens_per_second = done.num_tokens / elapsed_s
         line = {
             "step": self.step,
             **values,
             "tokens_per_second": tokens_per_second,
             "elapsed_s": elapsed_s,
-            "samples": self.step * self.recipe.global_batch_size,
+            "samples": reached.first_sample,
+            "tokens": reached.tokens_before,
         }
         if self.recipe.precision == "fp16":
             line |= {"loss_scale": float(self.engine.optimizer.loss_scale), "skipped_steps": self.engine.skipped_steps}
@@ -160,7 +170,11 @@ class Training:
 
     def measured(self) -> dict[str, dict[str, Any]]:
         """What this run says about its plan: {quantity: {value, where the plan predicts it, how it was measured}}."""
-        settled = self.step_seconds[2:] or self.step_seconds  # the first two carry allocation and measurement
+        last = course.at(self.recipe, self.step - 1)  # of the largest batch so far, and of the longest samples
+        alike = self.step - course.stretch(self.recipe, last.number).number
+        settled = (self.step_seconds[2:] or self.step_seconds)[
+            -alike:
+        ]  # the first two carry allocation and measurement
         return {
             "peak_allocated_bytes": {
                 "value": self.gauge.peak_allocated_bytes,
@@ -168,7 +182,7 @@ class Training:
                 "how": self.gauge.how,
             },
             "tokens_per_second": {
-                "value": self.recipe.tokens_per_step / median(settled),
+                "value": last.num_tokens / median(settled),
                 "predicted_in": "time",
                 "how": "median over steps from the third on, all ranks",
             },

@@ -38,9 +38,10 @@ def tiny_plan(tmp_path):
     """A function from a stage, a schedule and other pins to a plan for two CPU ranks, 2 micro x 2 accumulation."""
 
     def of(stage, schedule="cosine", *, low=0.1, precision="bf16", checkpointing="none", warmup=2, **changes):
+        floor = {} if schedule == "constant" else {"min_lr_fraction": low}
         recipe = tiny_recipe(
             tmp_path, num_steps=_STEPS, precision=precision,
-            schedule={"name": schedule, "warmup_steps": warmup, "min_lr_fraction": low}, **changes,
+            schedule={"name": schedule, "warmup_steps": warmup} | floor, **changes,
         )  # fmt: skip
         pins = {"zero_stage": stage, "micro_batch_size": 2, "activation_checkpointing": checkpointing}
         cluster, _ = hardware.cluster_of("cpu", 2, 1, None, None)

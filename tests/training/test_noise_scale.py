@@ -82,8 +82,8 @@ def ragged_batches():
     """Every third sample keeps but four of its targets."""
     whole = Split.batch
 
-    def batch(self, indices):
-        found = whole(self, indices)
+    def batch(self, indices, *seq_length):
+        found = whole(self, indices, *seq_length)
         for row, index in enumerate(indices):
             if index % 3 == 0:
                 found["labels"][row, 4:] = data.IGNORED

@@ -37,6 +37,26 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(name, tmp_path)
     assert first == second
 
 
+@pytest.mark.parametrize(
+    ("precision", "stage", "micro"), [("fp32", 0, 2), ("bf16", 1, 1), ("fp32", 2, 2), ("bf16", 3, 2)]
+)
+def test_a_run_resumed_in_the_midst_of_its_ramp_repeats_the_uninterrupted_one(precision, stage, micro, tmp_path):
+    ramp = {"start": 4, "increment": 4, "samples": 40}  # batches 4, 4, 4, 4, 8, 8, 12, 16
+    recipe = tiny_recipe(
+        tmp_path, precision=precision, dropout=0.1, num_steps=8, global_batch_size=16, batch_ramp=ramp
+    )  # fmt: skip
+    strategy = layout(2, stage, micro=micro, batch=16)
+    run(tmp_path / "straight", recipe, strategy)
+    for stop in ("5", "7", "8"):  # after one step of 8 of two, and between 12 and 16
+        run(tmp_path / "broken", recipe, strategy, "--max_steps", stop)
+    for key in ("loss", "grad_norm", "lr", "samples", "tokens", "gradient_noise"):
+        straight = [line.get(key) for line in metrics(tmp_path / "straight")]
+        assert [line.get(key) for line in metrics(tmp_path / "broken")] == straight, key
+    exports = [export(tmp_path / part, tmp_path / f"{part}-export") for part in ("straight", "broken")]
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in exports)
+    assert first == second
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(folder, recipe, strategy) of a run of two steps on one rank."""
