@@ -103,24 +103,28 @@ def _stretches(recipe: Recipe) -> tuple[Step, ...]:
 @lru_cache
 def _firsts(batch: int, ramp: Growth | None, seq_length: int, curriculum: Growth | None) -> tuple[Step, ...]:
     """The first step of each batch and length; the last goes on without end."""
-    thresholds = sorted({*_thresholds(ramp, batch), *_thresholds(curriculum, seq_length)})
-    firsts = [_first_of(batch, ramp, seq_length, curriculum, Step(
-        number=0, first_sample=0, tokens_before=0, global_batch_size=batch, seq_length=seq_length))]  # fmt: skip
-    for threshold in thresholds:
+
+    def first(number: int, seen: int, tokens: int) -> Step:
+        return Step(
+            number=number,
+            first_sample=seen,
+            tokens_before=tokens,
+            global_batch_size=grown(ramp, batch, seen),
+            seq_length=grown(curriculum, seq_length, seen),
+        )
+
+    firsts = [first(0, 0, 0)]
+    for threshold in sorted({*thresholds(ramp, batch), *thresholds(curriculum, seq_length)}):
         last = firsts[-1]
         num_steps = -(-(threshold - last.first_sample) // last.global_batch_size)
-        if num_steps > 0:  # else the steps of a larger batch have passed it already
-            firsts.append(_first_of(batch, ramp, seq_length, curriculum, last.after(num_steps)))
+        if num_steps > 0:  # else a step has passed it already
+            end = last.after(num_steps)
+            firsts.append(first(end.number, end.first_sample, end.tokens_before))
     return tuple(firsts)
 
 
-def _first_of(batch: int, ramp: Growth | None, seq_length: int, curriculum: Growth | None, reached: Step) -> Step:
-    seen = reached.first_sample
-    return replace(reached, global_batch_size=grown(ramp, batch, seen), seq_length=grown(curriculum, seq_length, seen))
-
-
-def _thresholds(growth: Growth | None, end: int) -> list[int]:
-    """The samples seen from which on each value after the first holds."""
+def thresholds(growth: Growth | None, end: int) -> list[int]:
+    """The samples seen from which on each value after the first holds, until `end` does."""
     if growth is None:
         return []
     increments = (end - growth.start) // growth.increment

@@ -413,7 +413,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """`recipe` as YAML that `parse` reads back to an equal one."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(recipe.model_dump(mode="json", exclude_none=True), Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):

@@ -114,8 +114,9 @@ def _of_the_course(recipe: Recipe, chosen: Strategy) -> Iterator[str]:
     if ramp:
         fewest = ramp.start // (chosen.micro_batch_size * chosen.data_parallel_size)
         yield (
-            f"batch ramp: accumulation {fewest} at a batch of {ramp.start}, {chosen.gradient_accumulation_steps} from "
-            f"{recipe.global_batch_size} on; memory and step are of the latter, the training time of the whole ramp"
+            f"batch ramp: accumulation {fewest} at {ramp.start} samples to {chosen.gradient_accumulation_steps} at "
+            f"{recipe.global_batch_size}; micro batch x data parallel divides {recipe.batch_divisor}, as each of them "
+            "does; memory and step are of the largest, the training time is of all"
         )
     if curriculum:
         yield (

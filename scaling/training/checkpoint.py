@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling import recipe as recipes
 from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.files import read_text
 from scaling.recipe import Recipe
@@ -101,11 +102,11 @@ def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
     if state.uses_nvme or strategy.uses_nvme:
         # Measured: docs/log.md, 2026-11-24. Losses differ from the first step on, or loading breaks off.
         problems.append("NVMe: DeepSpeed 0.19.8 does not restore states that were or will be offloaded there")
-    fields = recipe.model_dump(mode="json")
+    then, fields = _with_defaults(state.recipe), recipe.model_dump(mode="json")
     problems += [
-        f"recipe {key}: {state.recipe.get(key)!r} then, {fields[key]!r} now"
+        f"recipe {key}: {then.get(key)!r} then, {fields[key]!r} now"
         for key in fields
-        if key not in _FREE and state.recipe.get(key) != fields[key]
+        if key not in _FREE and then.get(key) != fields[key]
     ]
     if problems:
         raise FileProblems(
@@ -134,6 +135,14 @@ def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[int, str]:
     if loaded is None:
         raise ScaleError(f"resume: DeepSpeed found nothing to load in {checkpoint}")
     return state.step, ""
+
+
+def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's fields as an older version wrote them, with those that came since at what they then meant."""
+    try:
+        return recipes.validated(fields).model_dump(mode="json")
+    except InputError:
+        return fields
 
 
 def _is_of(state: State, strategy: Strategy) -> bool:

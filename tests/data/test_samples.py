@@ -124,6 +124,21 @@ def test_masks_are_drawn_anew_each_epoch_and_special_tokens_only_when_unavoidabl
     assert ((forced != IGNORED).sum(1) == 8).all()
 
 
+def test_a_sample_cut_short_is_its_first_tokens_and_its_targets_their_usual_share():
+    whole, cut = CAUSAL.batch(range(7)), CAUSAL.batch(range(7), 5)
+    for name in ("input_ids", "labels"):
+        assert cut[name].tolist() == whole[name][:, :5].tolist()
+    half = T // 2
+    masked, stream = MASKED.batch(range(7), half), MASKED.tokens.tolist()
+    assert masked["input_ids"].shape == (7, half)
+    targets = masked["labels"] != IGNORED
+    assert targets.sum(1).tolist() == [max(1, round(MASKED.masking_fraction * half))] * 7
+    for row, of in zip(masked["input_ids"].tolist(), masked["labels"].tolist(), strict=True):
+        found = [label if label != IGNORED else token for token, label in zip(row, of, strict=True)]
+        starts = range(0, len(stream) - T, T)
+        assert any(stream[start : start + half] == found for start in starts)
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_they_can():
     layout = {
         "first_sample": 0,

@@ -6,6 +6,7 @@ import pytest
 
 from scaling import train
 from scaling.errors import FileProblems, InputError
+from scaling.recipe import Growth
 from scaling.training import checkpoint
 from scaling.training.export import export
 from tests.training.runs import files, layout, losses, metrics, run, tiny_recipe
@@ -87,6 +88,17 @@ def test_evaluating_or_saving_more_often_is_not_another_recipe(finished):
     folder, recipe, strategy = finished
     changed = recipe.model_copy(update={"evaluate_every_steps": 1, "checkpoint_every_steps": 1})
     checkpoint.require_match(checkpoint.find(folder), changed, strategy)
+
+
+def test_a_checkpoint_from_before_a_field_was_there_is_of_the_same_recipe(finished, tmp_path):
+    folder, recipe, strategy = finished
+    state = json.loads((checkpoint.find(folder) / "state.json").read_text())
+    del state["recipe"]["batch_ramp"], state["recipe"]["data"]["curriculum"]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    checkpoint.require_match(tmp_path, recipe, strategy)
+    ramped = recipe.model_copy(update={"batch_ramp": Growth(start=4, increment=4, samples=8)})
+    with pytest.raises(FileProblems, match="recipe batch_ramp: None then"):
+        checkpoint.require_match(tmp_path, ramped, strategy)
 
 
 def test_a_partial_checkpoint_is_never_taken(finished, tmp_path):

@@ -1,10 +1,13 @@
 """The sentence that the project stands on: a plan never changes the loss."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from scaling import data, models
+from scaling import course, data, models
+from scaling.training.loop import Training
 from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 from tests.training.runs import layout, run, tiny_recipe
@@ -116,6 +119,22 @@ def test_every_layout_gives_the_losses_of_a_plain_torch_loop_while_samples_and_b
         speeds = [line["tokens_per_second"] * line["elapsed_s"] for line in lines]
         assert speeds == pytest.approx(tokens)
         assert lines[-1]["validation_loss"] == pytest.approx(validation, rel=1e-5), name
+
+
+def test_dropout_is_seeded_anew_for_every_micro_batch_of_a_ramp(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, num_steps=30, dropout=0.1, global_batch_size=16, batch_ramp=RAMP)
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed % 2**32))  # what torch's CPU keeps of it
+    for rank in (0, 1):
+        ranks = SimpleNamespace(rank=rank, world_size=2)
+        training = SimpleNamespace(
+            recipe=recipe, strategy=layout(2, 0, micro=1, batch=16), ranks=ranks, moved=lambda batch: batch,
+            corpus=SimpleNamespace(train=SimpleNamespace(batch=lambda *_: None)),
+        )  # fmt: skip
+        for number in range(30):
+            for first_sample, _ in Training.micro_batches(training, course.at(recipe, number)):
+                Training.seed_dropout(training, first_sample)
+    assert len(seeds) == len(set(seeds)) == course.num_samples(recipe)
 
 
 def test_bf16_losses_agree_between_stages_and_splits_to_bf16_rounding(tmp_path):
