@@ -243,8 +243,7 @@ class InverseSqrt(_Schedule):
 class WarmupStableDecay(_Decay):
     """The peak until the last `decay_steps` (Hu et al. 2024, MiniCPM), which go with 1 - sqrt(progress).
 
-    That shape is the best of those that Haegele et al. 2024 (arXiv 2405.18392) compare, who let it take a fifth of the
-    run.
+    Haegele et al. 2024 (arXiv 2405.18392) find that shape better than a linear one throughout.
     """
 
     name: Literal["warmup-stable-decay"]

@@ -164,7 +164,10 @@ def _require_batch(recipe: Recipe, cluster: Cluster) -> None:
         sizes |= {"batch_ramp.start": ramp.start, "batch_ramp.increment": ramp.increment}
     field, size = next((field, size) for field, size in sizes.items() if size % W)
     below, above = size // W * W, (size // W + 1) * W
-    raise InputError(field, size, problem, hint=f"nearest: {below} and {above}" if below else f"nearest: {above}")
+    within = recipe.global_batch_size if field == "batch_ramp.start" else above + 1
+    near = [str(near) for near in (below, above) if 0 < near < within]
+    hint = f"nearest: {' and '.join(near)}" if near else "leave batch_ramp out"
+    raise InputError(field, size, problem, hint=hint)
 
 
 def _require_precision(recipe: Recipe, cluster: Cluster) -> None:

@@ -47,12 +47,14 @@ class Training:
 
     def run(self) -> None:
         """Trains from `step` to `stop_step`, evaluating and saving as the recipe says, and at the end."""
-        recipe, first = self.recipe, self.step
+        recipe = self.recipe
+        # The second step is the first with everything allocated: moments are made during the first. Of steps that grow
+        # those at the end are the largest.
+        watched = max(self.step + 1, course.stretch(recipe, self.stop_step - 1).number)
         with self.talk.start(done=self.step, total=self.stop_step):
             while self.step < self.stop_step:
                 started_at = time.perf_counter()
-                # The second step is the first with everything allocated: moments are made during the first.
-                values = self.optimizer_step(watch_memory=self.step == first + 1)
+                values = self.optimizer_step(watch_memory=self.step == watched)
                 elapsed_s = time.perf_counter() - started_at
                 self.step_seconds.append(elapsed_s)
                 last = self.step == self.stop_step
@@ -184,7 +186,7 @@ class Training:
             "tokens_per_second": {
                 "value": last.num_tokens / median(settled),
                 "predicted_in": "time",
-                "how": "median over steps from the third on, all ranks",
+                "how": "median over steps from the third on that are as large as the last, all ranks",
             },
         }
 

@@ -219,6 +219,7 @@ def test_the_training_time_of_a_ramp_is_the_sum_of_its_steps(planned_recipe, clu
     ("ramp", "field", "nearest"),
     [
         ({"start": 60, "increment": 4, "samples": 1000}, "batch_ramp.start", "56 and 64"),
+        ({"start": 508, "increment": 4, "samples": 1000}, "batch_ramp.start", "504"),
         ({"start": 64, "increment": 4, "samples": 1000}, "batch_ramp.increment", "8"),
     ],
 )
