@@ -158,11 +158,9 @@ def _accumulation(recipe: Recipe, micro_batch_size: int, world_size: int) -> int
     if recipe.batch_divisor % rows:
         share = recipe.batch_divisor // world_size
         fitting = [m for m in range(1, share + 1) if recipe.batch_divisor % (m * world_size) == 0]
-        hint = (
-            f"micro batches that divide it on {world_size} ranks: {', '.join(map(str, fitting[:12]))}"
-            if fitting
-            else (f"a global batch that {world_size} ranks divide")
-        )
+        what = "a start and an increment" if ramp else "a global batch"
+        hint = f"micro batches that divide it on {world_size} ranks: {', '.join(map(str, fitting[:12]))}"
+        hint = hint if fitting else f"{what} that {world_size} ranks divide"
         problem = f"a multiple of {micro_batch_size} micro x {world_size} data parallel"
         if ramp:
             batches = f"{ramp.start} + n x {ramp.increment}"

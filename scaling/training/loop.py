@@ -174,9 +174,7 @@ class Training:
         """What this run says about its plan: {quantity: {value, where the plan predicts it, how it was measured}}."""
         last = course.at(self.recipe, self.step - 1)  # of the largest batch so far, and of the longest samples
         alike = self.step - course.stretch(self.recipe, last.number).number
-        settled = (self.step_seconds[2:] or self.step_seconds)[
-            -alike:
-        ]  # the first two carry allocation and measurement
+        settled = self.step_seconds[2:] or self.step_seconds  # the first two carry allocation and measurement
         return {
             "peak_allocated_bytes": {
                 "value": self.gauge.peak_allocated_bytes,
@@ -184,7 +182,7 @@ class Training:
                 "how": self.gauge.how,
             },
             "tokens_per_second": {
-                "value": last.num_tokens / median(settled),
+                "value": last.num_tokens / median(settled[-alike:]),
                 "predicted_in": "time",
                 "how": "median over steps from the third on that are as large as the last, all ranks",
             },
