@@ -48,7 +48,7 @@ def main() -> None:
     from scaling import data
     from scaling.training.checkpoint import Saver
     from scaling.training.engine import make_engine
-    from scaling.training.guards import Watch
+    from scaling.training.guards import Judge
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
     from scaling.training.progress import Talk
@@ -93,7 +93,7 @@ def main() -> None:
             recipe=recipe, strategy=strategy, ranks=here, engine=engine, folder=folder, metrics=None, step=0,
             corpus=data.prepare(recipe, base=folder, cache=folder), talk=Talk(stream, speaks=False),
             gauge=MemoryGauge(here.device), noise=noise_scale.GradientNoise(engine, strategy, here.device), stop_step=0,
-            saver=Saver(engine, folder, recipe, strategy, here), watch=Watch(recipe.guards), request=StopRequest(),
+            saver=Saver(engine, folder, recipe, strategy, here), judge=Judge(recipe.guards), request=StopRequest(),
             watchdog=Watchdog(folder, here, None, hint=""),
         )  # fmt: skip
         hooks = {p: dict(p._backward_hooks) for p in engine.module.parameters() if p._backward_hooks}

@@ -8,6 +8,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from functools import cached_property
+from math import gcd
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from scaling.files import read_text
 from scaling.shape import Shape
 
 EMBEDDED_CORPUS = "embedded:docstrings"
+_MOST_INCREMENTS = 10_000  # of a batch or a length: they are kept as a table
 
 
 class _Strict(BaseModel):
@@ -55,17 +57,32 @@ def _known_model(value: str | Model) -> str | Model:
     return value
 
 
+class Growth(_Strict):
+    """What grows with the samples seen: from `start` by equal `increment`s, to its end once `samples` were.
+
+    Each value holds for the same number of samples, as by Megatron-LM's --rampup-batch-size START INCREMENT SAMPLES;
+    scaling/course.py has the arithmetic.
+    """
+
+    start: Positive
+    increment: Positive
+    samples: Positive
+
+
 class Data(_Strict):
     """Text and how it becomes samples: one document stream, packed to `seq_length` tokens.
 
     `corpus` lists UTF-8 text files, relative to the recipe, or "embedded:docstrings", the docstrings and language
-    topics of the running Python. `masking_fraction` is the share of tokens that a masked LM predicts.
+    topics of the running Python. `masking_fraction` is the share of tokens that a masked LM predicts. With a
+    `curriculum` a sample is cut to its first tokens, ever more until all are taken (Li, Zhang & He 2022, arXiv
+    2108.06084).
     """
 
     corpus: Annotated[list[str], Field(min_length=1)]
     seq_length: Positive
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     masking_fraction: Fraction = 0.15
+    curriculum: Growth | None = None  # of the tokens taken of a sample
 
 
 def _in_order(bounds: list[float]) -> list[float]:
@@ -176,17 +193,71 @@ class Sgd(_Optimizer):
 
 
 Optimizer = Annotated[AdamW | Lamb | Lars | Lans | Lion | Muon | Adafactor | Sgd, Field(discriminator="name")]
-_OPTIMIZERS: dict[str, type[_Optimizer]] = {
-    get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(get_args(Optimizer)[0])
-}
 
 
-class Schedule(_Strict):
-    """Linear warm-up from zero over `warmup_steps`, then `name` down to `min_lr_fraction` of the peak."""
+class _Schedule(_Strict):
+    """What all have: a linear warm-up from zero, which reaches the optimizer's `lr` at step `warmup_steps`."""
 
-    name: Literal["constant", "linear", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
+
+
+class _Decay(_Schedule):
+    """Down to `min_lr_fraction` of the peak at the last step."""
+
     min_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Constant(_Schedule):
+    name: Literal["constant"]
+
+
+class Linear(_Decay):
+    name: Literal["linear"]
+
+
+class Cosine(_Decay):
+    """Half a cosine (Loshchilov & Hutter 2017), without restarts."""
+
+    name: Literal["cosine"]
+
+
+class Polynomial(_Decay):
+    """(1 - progress)^power. BERT's and NVIDIA's count progress from the start of the run, not from the warm-up's end.
+
+    So the rate drops as the warm-up ends: with NVIDIA's 28 % of warm-up and power 0.5 from 6e-3 to 5.08e-3
+    (DeepLearningExamples, PyTorch/LanguageModeling/BERT/schedulers.py, PolyWarmUpScheduler).
+    """
+
+    name: Literal["polynomial"]
+    power: Above0
+    decay_from: Literal["warmup", "start"] = "warmup"
+
+
+class InverseSqrt(_Schedule):
+    """The peak x sqrt(warm-up / samples seen) (Vaswani et al. 2017, 5.3), whatever the length of the run."""
+
+    name: Literal["inverse-sqrt"]
+    warmup_steps: Positive
+
+
+class WarmupStableDecay(_Decay):
+    """The peak until the last `decay_steps` (Hu et al. 2024, MiniCPM), which go with 1 - sqrt(progress).
+
+    Haegele et al. 2024 (arXiv 2405.18392) find that shape better than a linear one throughout.
+    """
+
+    name: Literal["warmup-stable-decay"]
+    decay_steps: Positive
+
+
+Schedule = Annotated[
+    Constant | Linear | Cosine | Polynomial | InverseSqrt | WarmupStableDecay, Field(discriminator="name")
+]
+
+
+def _by_name(union: Any) -> dict[str, type[BaseModel]]:
+    """The branches of a union that `name` decides."""
+    return {get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(get_args(union)[0])}
 
 
 class Guards(_Strict):
@@ -206,13 +277,17 @@ class Guards(_Strict):
 
 
 class Recipe(_Strict):
-    """One training run, machine apart. `global_batch_size` is in samples of `data.seq_length` tokens."""
+    """One training run, machine apart. `global_batch_size` is in samples of `data.seq_length` tokens.
+
+    With a `batch_ramp` it is the batch in the end. `num_steps` and all other steps are optimizer steps of any batch.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     model: Annotated[str | Model, AfterValidator(_known_model)]
     task: Literal["causal-lm", "masked-lm"]
     data: Data
     global_batch_size: Positive
+    batch_ramp: Growth | None = None  # of the batch
     num_steps: Positive
     optimizer: Optimizer
     schedule: Schedule
@@ -245,6 +320,11 @@ class Recipe(_Strict):
             raise InputError("gradient_clipping", self.gradient_clipping, problem, hint="0")
         if steps > self.num_steps:
             raise InputError("schedule.warmup_steps", steps, f"is more than num_steps {self.num_steps}")
+        if isinstance(self.schedule, WarmupStableDecay) and steps + self.schedule.decay_steps > self.num_steps:
+            problem = f"is more than the {self.num_steps - steps} of {self.num_steps} steps that the warm-up leaves"
+            raise InputError("schedule.decay_steps", self.schedule.decay_steps, problem)
+        _require_growth("batch_ramp", self.batch_ramp, "global_batch_size", self.global_batch_size)
+        _require_growth("data.curriculum", self.data.curriculum, "data.seq_length", self.data.seq_length)
         return self
 
     @cached_property
@@ -255,12 +335,35 @@ class Recipe(_Strict):
 
     @property
     def tokens_per_step(self) -> int:
+        """Of the largest step, which is every step where nothing grows."""
         return self.global_batch_size * self.data.seq_length
+
+    @property
+    def batch_divisor(self) -> int:
+        """What the batch of every step is a multiple of, and so what micro batch x data parallel has to divide."""
+        ramp = self.batch_ramp
+        return gcd(ramp.start, ramp.increment) if ramp else self.global_batch_size
 
     @property
     def predicted_fraction(self) -> float:
         """The share of positions that have a target."""
         return 1.0 if self.task == "causal-lm" else self.data.masking_fraction
+
+
+def _require_growth(field: str, growth: Growth | None, end_field: str, end: int) -> None:
+    if growth is None:
+        return
+    way = end - growth.start
+    if way <= 0:
+        hint = f"start lower, or leave {field} out"
+        raise InputError(f"{field}.start", growth.start, f"is not below {end_field} {end}", hint=hint)
+    if way % growth.increment or way // growth.increment > _MOST_INCREMENTS:
+        fitting = [way // number for number in range(1, _MOST_INCREMENTS + 1) if way % number == 0]
+        near = {*[size for size in fitting if size < growth.increment][:1]}
+        near |= {*[size for size in fitting if size > growth.increment][-1:]}
+        problem = f"does not lead from {growth.start} to {end_field} {end} in up to {_MOST_INCREMENTS:,} whole steps"
+        hint = f"nearest: {' and '.join(map(str, sorted(near)))}"
+        raise InputError(f"{field}.increment", growth.increment, problem, hint=hint)
 
 
 def model_of(shape: Shape) -> str | Model:
@@ -327,7 +430,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """`recipe` as YAML that `parse` reads back to an equal one."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(recipe.model_dump(mode="json", exclude_none=True), Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
@@ -393,7 +496,7 @@ def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
     """One pydantic error as `line 12: optimizer.lr: ...` with what would work."""
     path = entry["loc"]
     known = _keys_at(path[:-1])
-    if path[0:1] in (("model",), ("optimizer",)):
+    if path[0:1] in (("model",), ("optimizer",), ("schedule",)):
         path = (path[0], *path[2:])  # without the branch
     if entry["type"].startswith("union_tag"):
         path = (*path, "name")  # which decides the branch
@@ -416,8 +519,9 @@ def _problem(entry: Any, lines: dict[tuple[Any, ...], int]) -> str:
 def _keys_at(path: tuple[Any, ...]) -> list[str]:
     """The keys that a recipe may have under `path`, branches included."""
     where: dict[tuple[Any, ...], type[BaseModel]] = {
-        (): Recipe, ("model",): Model, ("data",): Data, ("schedule",): Schedule,
-        **{("optimizer", name): model for name, model in _OPTIMIZERS.items()},
+        (): Recipe, ("model",): Model, ("data",): Data, ("data", "curriculum"): Growth, ("batch_ramp",): Growth,
+        **{("optimizer", name): model for name, model in _by_name(Optimizer).items()},
+        **{("schedule", name): model for name, model in _by_name(Schedule).items()},
     }  # fmt: skip
     model = where.get(path) or where.get(path[:1])
     return list(model.model_fields) if model else []

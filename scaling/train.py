@@ -175,7 +175,7 @@ def _train(
 ) -> None:
     from scaling.training import checkpoint
     from scaling.training.engine import make_engine
-    from scaling.training.guards import Watch
+    from scaling.training.guards import Judge
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
@@ -185,13 +185,16 @@ def _train(
 
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
     engine = make_engine(recipe, config, strategy)
-    watch, step, relaid = Watch(recipe.guards), 0, ""
+    judge, step, relaid = Judge(recipe.guards), 0, ""
     if resume_from:
         reached, relaid = checkpoint.load(engine, resume_from, strategy)
-        step, watch.recent_losses, watch.rollbacks = reached.step, reached.recent_losses, reached.rollbacks
+        step, judge.recent_losses, judge.rollbacks = reached.step, reached.recent_losses, reached.rollbacks
     stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
     talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
     talk.say(strategy.batch_equation)
+    for field, growth in (("batch_ramp", recipe.batch_ramp), ("data.curriculum", recipe.data.curriculum)):
+        if growth:
+            talk.say(f"{field}: from {growth.start} by {growth.increment} over {growth.samples:,} samples")
     talk.say(
         f"corpus: {corpus.num_tokens:,} tokens of {corpus.bytes_per_token:.2f} bytes, vocabulary {corpus.vocab_size}, "
         f"unigram entropy {corpus.unigram_entropy_nats:.4f} nats per token"
@@ -215,7 +218,7 @@ def _train(
     training = Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
         metrics=metrics, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, strategy, here.device),
-        saver=saver, watch=watch, watchdog=watchdog, request=stop_request, step=step, stop_step=stop,
+        saver=saver, judge=judge, watchdog=watchdog, request=stop_request, step=step, stop_step=stop,
     )  # fmt: skip
     try:
         with watchdog:

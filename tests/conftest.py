@@ -30,7 +30,8 @@ def _planned_recipe(model="gpt3-1.3b", *, seq_length=None, warmup_steps=10, sche
         "global_batch_size": 512,
         "num_steps": 100,
         "optimizer": {"name": "adamw", "lr": 2e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
-        "schedule": {"name": schedule, "warmup_steps": warmup_steps, "min_lr_fraction": low},
+        "schedule": {"name": schedule, "warmup_steps": warmup_steps}
+        | ({} if schedule == "constant" else {"min_lr_fraction": low}),
         "precision": "bf16",
         "gradient_clipping": 1.0,
     }

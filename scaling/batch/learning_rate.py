@@ -100,6 +100,10 @@ def scaled(recipe: Recipe, global_batch_size: int, *, rule: str | None = None, w
     Without `rule` and `warmup` those of its optimizer. Raises InputError where a rule has no meaning for it.
     """
     name = recipe.optimizer.name
+    if recipe.batch_ramp:
+        problem = "does not follow the batch by any rule"
+        hint = "move the recipe without it; --ramp linear writes one for the new batch"
+        raise InputError("batch_ramp", f"from {recipe.batch_ramp.start}", problem, hint=hint)
     chosen, warming = _rule(rule, name), _warmup(warmup, name)
     samples = recipe.num_steps * recipe.global_batch_size
     if not 1 <= global_batch_size <= samples:
@@ -115,6 +119,7 @@ def scaled(recipe: Recipe, global_batch_size: int, *, rule: str | None = None, w
         Change("num_steps", recipe.num_steps, num_steps, f"/ k: the same samples{rounding}"),
         *_optimizer_changes(recipe, k, chosen),
         _warmup_change(recipe, k, warming, samples, num_steps),
+        *_decay_changes(recipe, k),
     ]
     for field in ("evaluate_every_steps", "checkpoint_every_steps"):
         every, rounding = _whole(getattr(recipe, field) / k)
@@ -191,6 +196,14 @@ def _warmup_change(recipe: Recipe, k: float, warmup: Warmup, samples: int, num_s
     return Change("schedule.warmup_steps", before, after, why)
 
 
+def _decay_changes(recipe: Recipe, k: float) -> Iterable[Change]:
+    """All other shapes stretch over the run, or go by the warm-up alone."""
+    if isinstance(recipe.schedule, recipes.WarmupStableDecay):
+        before = recipe.schedule.decay_steps
+        after, rounding = _whole(before / k)
+        yield Change("schedule.decay_steps", before, after, f"/ k: the same samples{rounding}")
+
+
 def _notes(recipe: Recipe, k: float, rule: Rule) -> Iterable[str]:
     if recipe.optimizer.weight_decay:
         decay = rule.lr_factor(k) / k
@@ -198,6 +211,8 @@ def _notes(recipe: Recipe, k: float, rule: Rule) -> Iterable[str]:
             f"optimizer.weight_decay: {recipe.optimizer.weight_decay:g} is kept; a step decays by lr x weight_decay, "
             f"so that the whole run decays {decay:.3g} times as much as before"
         )
+    if isinstance(recipe.schedule, recipes.InverseSqrt):
+        yield "schedule: the decay is kept as peak x sqrt(warm-up / samples), and so follows both"
     if recipe.gradient_clipping:
         yield f"gradient_clipping: {recipe.gradient_clipping:g} is kept; larger batches have smaller gradient norms"
     if rule.name == "linear" and recipe.optimizer.name == "lamb":

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil
 
+from scaling import course
+from scaling import recipe as recipes
 from scaling.batch.critical import ZHANG_EXPONENT
+from scaling.batch.learning_rate import Change
 from scaling.errors import InputError, did_you_mean
+from scaling.recipe import Growth, Recipe
 
 # Brown et al. 2020 (arXiv 2005.14165), appendix B: from 32k tokens linearly to the full batch "over the first 4-12
 # billion tokens of training, depending on the model size", of 300 billion. We take the longest.
 _LINEAR_START_TOKENS = 32_000
 _LINEAR_SHARE = 12 / 300
-_LINEAR_STAGES = 8  # at most, of whole multiples
+_LINEAR_INCREMENTS = 4, 8  # or fewer, where there are fewer multiples between
 # Stages that would end within the first hundredth of a run are left out: the learning rate is still warming up.
 _SHORTEST_SHARE = 0.01
 
@@ -80,19 +85,54 @@ class Way:
 
 
 def _linear(run: Run) -> Iterable[tuple[int, float, float]]:
+    growth = linear(run)
+    starts = [0, *course.thresholds(growth, run.batch)]
+    return [(course.grown(growth, run.batch, start), start, 1.0) for start in starts]
+
+
+def linear(run: Run) -> Growth | None:
+    """The recipe's `batch_ramp` for the linear way; None where the batch is no larger than its start."""
     start = min(run.batch, run.multiple_below(_LINEAR_START_TOKENS / run.seq_length))
-    return linear_thresholds(start, run.batch, run.multiple_of, _LINEAR_SHARE * run.num_samples)
+    return linear_growth(start, run.batch, run.multiple_of, ceil(_LINEAR_SHARE * run.num_samples))
 
 
-def linear_thresholds(
-    start: int, end: int, multiple_of: int, ramp_samples: float
-) -> Iterable[tuple[int, float, float]]:
-    """Equal increments, each batch for the same number of samples: Megatron-LM's --rampup-batch-size."""
+def linear_growth(start: int, end: int, multiple_of: int, samples: int) -> Growth | None:
+    """Equal increments of whole multiples, each batch for the same number of samples; it starts at `start` or as little
+    above it as that takes."""
     multiples = (end - start) // multiple_of
-    increment = max(1, -(-multiples // _LINEAR_STAGES)) * multiple_of
-    batches = [*range(start, end, increment), end]
-    each = ramp_samples / max(1, len(batches) - 1)
-    return [(batch, index * each, 1.0) for index, batch in enumerate(batches)]
+    if multiples < 1:
+        return None
+    fewest, most = (min(multiples, number) for number in _LINEAR_INCREMENTS)
+    increments = min(range(most, fewest - 1, -1), key=lambda number: multiples % number)
+    increment = multiples // increments * multiple_of
+    return Growth(start=end - increments * increment, increment=increment, samples=samples)
+
+
+def ramped(recipe: Recipe, growth: Growth) -> tuple[Recipe, tuple[Change, ...]]:
+    """`recipe` with its batch growing so, over the same samples as near as whole steps come, and what moved."""
+    growing = recipe.model_copy(update={"batch_ramp": growth})
+
+    def steps(before: int) -> int:
+        return course.steps_until(growing, samples=course.at(recipe, before).first_sample) if before else 0
+
+    num_steps, warmup_steps = steps(recipe.num_steps), steps(recipe.schedule.warmup_steps)
+    source = "Brown et al. 2020 (arXiv 2005.14165), appendix B"
+    changes = [
+        Change("batch_ramp", _words(recipe.batch_ramp), _words(growth), source),
+        Change("num_steps", recipe.num_steps, num_steps, "the same samples"),
+        Change("schedule.warmup_steps", recipe.schedule.warmup_steps, warmup_steps, "the same samples"),
+    ]  # fmt: skip
+    schedule = {**recipe.schedule.model_dump(), "warmup_steps": warmup_steps}
+    if isinstance(recipe.schedule, recipes.WarmupStableDecay):
+        before = recipe.schedule.decay_steps
+        schedule["decay_steps"] = max(1, num_steps - steps(recipe.num_steps - before))
+        changes.append(Change("schedule.decay_steps", before, schedule["decay_steps"], "the same samples"))
+    fields = {"batch_ramp": growth.model_dump(), "num_steps": num_steps, "schedule": schedule}
+    return recipes.changed(recipe, fields), tuple(changes)
+
+
+def _words(growth: Growth | None) -> str:
+    return f"from {growth.start} by {growth.increment} over {growth.samples} samples" if growth else "none"
 
 
 def _doubling(run: Run) -> Iterable[tuple[int, float, float]]:
@@ -130,7 +170,10 @@ WAYS: dict[str, Way] = {
 
 
 def ramp(run: Run, way: str) -> tuple[Stage, ...]:
-    """The stages of `run`, at least one, of whole steps; together as near to its samples as the last batch comes."""
+    """The stages of `run`, at least one, of whole steps; together as near to its samples as the last batch comes.
+
+    A batch holds until the samples of the next are reached, as in a recipe's ramp.
+    """
     if way not in WAYS:
         raise InputError("ramp", way, "is not a known way to grow the batch", hint=did_you_mean(way, WAYS))
     thresholds = list(WAYS[way].thresholds(run))
@@ -138,7 +181,8 @@ def ramp(run: Run, way: str) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     seen = 0
     for (batch, _, lr_factor), end in zip(thresholds, ends, strict=True):
-        num_steps = round((end - seen) / batch)
+        last = end == run.num_samples
+        num_steps = round((end - seen) / batch) if last else ceil((end - seen) / batch)
         if num_steps >= 1:
             stages.append(Stage(first_sample=seen, batch=batch, num_steps=num_steps, lr_factor=lr_factor))
             seen = stages[-1].end_sample

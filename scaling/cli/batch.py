@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,9 @@ import typer
 
 if TYPE_CHECKING:
     from scaling.batch.critical import Judgement
-    from scaling.batch.learning_rate import Scaled
+    from scaling.batch.learning_rate import Change
     from scaling.batch.ramp import Stage
+    from scaling.recipe import Recipe
 
 
 def batch(
@@ -38,13 +40,15 @@ def batch(
     warmup: Annotated[
         str | None, typer.Option(help="What the warm-up keeps: samples (AdamW's default) or steps (LAMB's).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write the moved recipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the recipe, moved or with a linear ramp.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
 ) -> None:
     """What batch is worth using, by published fits; with --to, a recipe's optimizer and schedule at another batch.
 
     Exit 1: by every fit whose range covers the run, the batch takes more than twice the samples of the smallest.
     """
+    from scaling.errors import ScaleError
+
     if to is not None:
         judging = dict(
             params=params, model=model, tokens=tokens, seq_length=seq_length, global_batch_size=global_batch_size,
@@ -53,9 +57,16 @@ def batch(
         _exclude("to", to, **judging)
         _move(recipe, to, rule, warmup, out, as_json=as_json)
     else:
-        _need("recipe FILE and --to BATCH", rule=rule, warmup=warmup, out=out)
+        _need("recipe FILE and --to BATCH", rule=rule, warmup=warmup)
         if ramp is None:
             _need("ramp linear or --ramp doubling", multiple_of=multiple_of)
+        if recipe is None or ramp != "linear":
+            _need("recipe FILE, and --to BATCH or --ramp linear", out=out)
+        if out is not None and multiple_of is None:
+            raise ScaleError(
+                "multiple_of: missing, and a recipe's ramp has to fit its ranks",
+                hint="--multiple-of N, which is data-parallel size x micro batch",
+            )
         measured = []
         if run is not None:
             _exclude("run", run, params=params, model=model, recipe=recipe, noise_scale=noise_scale)
@@ -65,7 +76,7 @@ def batch(
             params, model, recipe, tokens, seq_length, global_batch_size, loss=loss, noise_scale=noise_scale
         )
         said = [*measured, *assumptions]
-        _judge(judgement, ramp, 1 if multiple_of is None else multiple_of, said, as_json=as_json)
+        _judge(judgement, ramp, 1 if multiple_of is None else multiple_of, said, recipe, out, as_json=as_json)
 
 
 def _exclude(field: str, value: object, **others: object) -> None:
@@ -118,7 +129,7 @@ def _judgement(
     global_batch_size: int | None, *, loss: float | None, noise_scale: float | None,
 ) -> "tuple[Judgement, list[str]]":  # fmt: skip
     """The run and the batch that the flags mean, and what had to be assumed."""
-    from scaling import recipe, registry
+    from scaling import course, recipe, registry
     from scaling.batch.critical import Judgement, Training
     from scaling.errors import InputError, ScaleError
     from scaling.units import format_count, parse_count
@@ -128,7 +139,7 @@ def _judgement(
         _exclude("recipe", path, params=params, model=model, tokens=tokens, seq_length=seq_length)
         found = recipe.load(path)
         shape, seq_length = found.shape, found.data.seq_length
-        num_tokens = found.num_steps * found.tokens_per_step
+        num_tokens = course.num_samples(found) * seq_length
         usual, whose = found.global_batch_size, "the recipe's"
     else:
         if params is not None:
@@ -173,12 +184,19 @@ def _judgement(
     return Judgement(training=training, batch=global_batch_size), said
 
 
-def _judge(judgement: "Judgement", way: str | None, multiple_of: int, said: list[str], *, as_json: bool) -> None:
-    from scaling.batch.ramp import Run, ramp
+def _judge(
+    judgement: "Judgement", way: str | None, multiple_of: int, said: list[str], path: Path | None, out: Path | None,
+    *, as_json: bool,
+) -> None:  # fmt: skip
+    """Prints the answer; with `out` writes the recipe in `path` with its batch growing."""
+    from scaling import recipe
+    from scaling.batch.ramp import Run, linear, ramp, ramped
     from scaling.cli import batch_text
+    from scaling.errors import InputError
 
     training, growing = judgement.training, judgement.growing
     stages: tuple[Stage, ...] = ()
+    growth = None
     if way is not None:
         run = Run(
             num_samples=training.num_tokens // training.seq_length,
@@ -188,11 +206,18 @@ def _judge(judgement: "Judgement", way: str | None, multiple_of: int, said: list
             worthwhile_batch=growing.worthwhile_batch if growing else None,
         )
         stages = ramp(run, way)
+        growth = linear(run) if way == "linear" else None
+    if out is not None and path is not None:
+        found = recipe.load(path)
+        if growth is None or judgement.batch != found.global_batch_size:
+            problem = "has no batch that the linear ramp grows to"
+            raise InputError("recipe", str(path), problem, hint="a larger global_batch_size in the recipe, or --to")
+        _write(*ramped(found, growth), "with a batch that grows", path, out)
     if as_json:
-        document = batch_text.ramp_document(way, stages) if way else None
+        document = batch_text.ramp_document(way, stages, growth) if way else None
         print(json.dumps(batch_text.judgement_document(judgement, document, said), indent=2))
     else:
-        batch_text.show_judgement(judgement, way, stages, said)
+        batch_text.show_judgement(judgement, way, stages, growth, said, out)
     if not judgement.is_worth_using:
         raise typer.Exit(1)
 
@@ -207,14 +232,14 @@ def _move(path: Path | None, to: int, rule: str | None, warmup: str | None, out:
         raise ScaleError("recipe: no recipe to move", hint="give --recipe FILE")
     moved = scaled(recipe.load(path), to, rule=rule, warmup=warmup)
     if out is not None:
-        _write(moved, path, out)
+        _write(moved.recipe, moved.changes, "moved to another batch", path, out)
     if as_json:
         print(json.dumps(batch_text.scaled_document(moved), indent=2))
     else:
         batch_text.show_scaled(moved, out)
 
 
-def _write(moved: "Scaled", source: Path, out: Path) -> None:
+def _write(moved: "Recipe", changes: "Sequence[Change]", how: str, source: Path, out: Path) -> None:
     """Writes the recipe to `out` under a comment of what moved. Raises InputError where it may not."""
     from scaling import recipe
     from scaling.cli.batch_text import value
@@ -225,6 +250,6 @@ def _write(moved: "Scaled", source: Path, out: Path) -> None:
         raise InputError("out", str(out), "is a folder", hint=f"name a file, such as {out / 'recipe.yaml'}")
     if out.resolve() == source.resolve():
         raise InputError("out", str(out), "is the recipe itself", hint="its comments would be lost: name another file")
-    head = [f"# {source.name}, moved to another batch by `scale batch`:"]
-    head += [f"# {each.field}: {value(each.before)} -> {value(each.after)}, {each.rule}" for each in moved.changes]
-    write_folder(out.parent, {out.name: "\n".join(head) + "\n" + recipe.dump(moved.recipe)}, "out")
+    head = [f"# {source.name}, {how}, by `scale batch`:"]
+    head += [f"# {each.field}: {value(each.before)} -> {value(each.after)}, {each.rule}" for each in changes]
+    write_folder(out.parent, {out.name: "\n".join(head) + "\n" + recipe.dump(moved)}, "out")

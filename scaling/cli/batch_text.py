@@ -13,10 +13,14 @@ from rich.table import Table
 from scaling.batch.critical import Estimate, Judgement
 from scaling.batch.learning_rate import Scaled
 from scaling.batch.ramp import WAYS, Stage
+from scaling.recipe import Growth
 from scaling.units import format_count
 
 _WIDTH = 110  # of a table whose last column is a sentence
-_ADVICE = "advice only: scale/train.py cannot change the batch during a run yet"
+_NOTES = {
+    "linear": "a recipe's batch_ramp does it; --recipe FILE --out FILE writes one that has it",
+    "doubling": "advice only: a recipe's batch_ramp has equal increments and leaves the rate to the schedule",
+}
 
 
 def judgement_document(judgement: Judgement, ramp: dict[str, Any] | None, assumptions: Sequence[str]) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def _estimate_document(row: Estimate, batch: int) -> dict[str, Any]:
     }
 
 
-def ramp_document(way: str, stages: Sequence[Stage]) -> dict[str, Any]:
+def ramp_document(way: str, stages: Sequence[Stage], growth: Growth | None) -> dict[str, Any]:
     return {
         "way": way,
         "says": WAYS[way].says,
@@ -62,7 +66,8 @@ def ramp_document(way: str, stages: Sequence[Stage]) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in stages],
         "num_steps": sum(stage.num_steps for stage in stages),
         "num_samples": stages[-1].end_sample,
-        "note": _ADVICE,
+        "batch_ramp": growth.model_dump() if growth else None,
+        "note": _NOTES[way],
     }
 
 
@@ -76,7 +81,14 @@ def scaled_document(moved: Scaled) -> dict[str, Any]:
     }
 
 
-def show_judgement(judgement: Judgement, way: str | None, stages: Sequence[Stage], assumptions: Sequence[str]) -> None:
+def show_judgement(
+    judgement: Judgement,
+    way: str | None,
+    stages: Sequence[Stage],
+    growth: Growth | None,
+    assumptions: Sequence[str],
+    out: Path | None,
+) -> None:
     console, training, asked = _console(), judgement.training, judgement.batch
     step_tokens = asked * training.seq_length
     size = f"{format_count(training.num_params)} parameters without embeddings"
@@ -98,8 +110,10 @@ def show_judgement(judgement: Judgement, way: str | None, stages: Sequence[Stage
         console, "sources", ((row.fit.name, f"{row.fit.formula}. {row.fit.source}") for row in judgement.estimates)
     )
     if way is not None:
-        _show_ramp(console, judgement, way, stages)
+        _show_ramp(console, judgement, way, stages, growth)
     _print_list(console, "assumed", (tuple(sentence.split(": ", 1)) for sentence in assumptions))
+    if out is not None:
+        console.print(f"[bold]wrote[/]    {escape(str(out))}")
 
 
 def _worth(judgement: Judgement) -> str:
@@ -130,7 +144,9 @@ def _fits_table(judgement: Judgement) -> Table:
     return _table(title, ("fit", "batch", "tokens", "lr", "steps", "samples", "its batch has"), rows, words=(0, 6))
 
 
-def _show_ramp(console: Console, judgement: Judgement, way: str, stages: Sequence[Stage]) -> None:
+def _show_ramp(
+    console: Console, judgement: Judgement, way: str, stages: Sequence[Stage], growth: Growth | None
+) -> None:
     rows = [
         (f"{stage.first_sample:,}", f"{stage.batch:,}", f"{stage.num_steps:,}", f"x {stage.lr_factor:.3g}")
         for stage in stages
@@ -143,7 +159,10 @@ def _show_ramp(console: Console, judgement: Judgement, way: str, stages: Sequenc
         sentences.append(("never reached", f"{judgement.batch} would not become worth using before the run ends"))
     if way == "doubling" and judgement.growing:
         sentences.append(("it follows", judgement.growing.fit.name))
-    sentences += [("how", WAYS[way].says), ("source", WAYS[way].source), ("note", _ADVICE)]
+    if growth:
+        fields = ", ".join(f"{name}: {number}" for name, number in growth.model_dump().items())
+        sentences.append(("recipe", f"batch_ramp: {{{fields}}} and num_steps: {steps}"))
+    sentences += [("how", WAYS[way].says), ("source", WAYS[way].source), ("note", _NOTES[way])]
     _print_list(console, "", sentences)
 
 

@@ -115,6 +115,7 @@ def plan(
 
     def planned(what: "Recipe", on: Any, said: list[str]) -> "Plan":
         scripts.require_optimizer(what, runner.value)
+        scripts.require_fixed_course(what, runner.value)
         everything = [*assumptions, *said]
         return search(what, on, assumptions=everything, top=top, profile=known, steering=steering)
 

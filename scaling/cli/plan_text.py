@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scaling import course
 from scaling.launch import bundle, scripts
 from scaling.plan import TIE_FRACTION
 from scaling.units import SECONDS_PER_DAY, format_bytes, format_count, format_duration
@@ -35,7 +36,7 @@ def show(plan: "Plan", folder: Path, runner: "Runner", sizes: "Sequence[Plan]" =
     ]
     if plan.fits:
         speed = f"{format_count(time.tokens_per_second)} tokens/s, {format_duration(time.step_s)} a step"
-        total = f"{format_count(recipe.num_steps * recipe.tokens_per_step)} tokens in {recipe.num_steps} steps"
+        total = f"{format_count(course.num_tokens(recipe))} tokens in {recipe.num_steps} steps"
         rows += [
             ("speed", f"{speed}, MFU {time.mfu_fraction:.0%}"),
             ("training", f"{total}: {format_duration(time.train_days * SECONDS_PER_DAY)}"),

@@ -46,35 +46,39 @@ class Split:
     @property
     def targets_per_sample(self) -> int:
         """Positions with a label: as many in each, so that the mean over micro batches is the batch's."""
-        if self.task == "causal-lm":
-            return self.seq_length
-        return max(1, round(self.masking_fraction * self.seq_length))
+        return self.targets_in(self.seq_length)
 
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+    def targets_in(self, T: int) -> int:
+        """Of them in a sample cut to T tokens."""
+        return T if self.task == "causal-lm" else max(1, round(self.masking_fraction * T))
+
+    def batch(self, indices: Sequence[int], seq_length: int | None = None) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels`, both int64 of B x T, of the samples numbered `indices` from 0.
 
-        labels[b, t] is what position t predicts, or IGNORED: for a causal LM they are shifted already.
+        With `seq_length` each is cut to so many tokens, before any are masked. labels[b, t] is what position t
+        predicts, or IGNORED: for a causal LM they are shifted already.
         """
         numbers = np.asarray(indices)
         if self.part == "validation":
             numbers = numbers % self.num_samples
-        inputs_BT, labels_BT = (_causal if self.task == "causal-lm" else _masked)(self, numbers)
+        T = self.seq_length if seq_length is None else seq_length
+        inputs_BT, labels_BT = (_causal if self.task == "causal-lm" else _masked)(self, numbers, T)
         return {"input_ids": torch.from_numpy(inputs_BT), "labels": torch.from_numpy(labels_BT)}
 
 
 def micro_batch_indices(
     *,
-    step: int,
+    first_sample: int,
     global_batch_size: int,
     rank: int,
     data_parallel_size: int,
     micro_step: int,
     gradient_accumulation_steps: int,
 ) -> range:
-    """The samples that data-parallel `rank` takes in `micro_step` of `step`, all counted from 0.
+    """The samples that data-parallel `rank` takes in `micro_step` of an optimizer step, all counted from 0.
 
-    Step k is samples k B to (k + 1) B - 1 of a global batch of B, in any layout: a rank takes a contiguous
-    share, a micro step a contiguous slice of that. Raises InputError for a batch that does not divide.
+    The step is `global_batch_size` samples from `first_sample` on (scaling/course.py), in any layout: a rank takes a
+    contiguous share, a micro step a contiguous slice of that. Raises InputError for a batch that does not divide.
     """
     shares = data_parallel_size * gradient_accumulation_steps
     size, rest = divmod(global_batch_size, shares)
@@ -85,29 +89,29 @@ def micro_batch_indices(
             f"{gradient_accumulation_steps}",
             hint=f"{(size + 1) * shares} is" + (f", and {size * shares}" if size else ""),
         )  # fmt: skip
-    start = step * global_batch_size + (rank * gradient_accumulation_steps + micro_step) * size
+    start = first_sample + (rank * gradient_accumulation_steps + micro_step) * size
     return range(start, start + size)
 
 
-def _causal(split: Split, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    windows = _windows(split, numbers, split.seq_length + 1)
+def _causal(split: Split, numbers: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
+    windows = _windows(split, numbers, T + 1)
     return windows[:, :-1].copy(), windows[:, 1:].copy()
 
 
-def _masked(split: Split, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _masked(split: Split, numbers: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
     """BERT's masking (Devlin et al. 2018, 3.1): of the targets 80 % become <|mask|>, 10 % a random token.
 
-    Each sample has `targets_per_sample` targets, drawn anew each epoch. Special tokens are drawn last, and
+    Each sample has `targets_in(T)` targets, drawn anew each epoch. Special tokens are drawn last, and
     never as the random token.
     """
-    T, num_specials = split.seq_length, len(SPECIALS)
+    num_specials = len(SPECIALS)
     windows_BT = _windows(split, numbers, T)
     draws = np.stack([_uniform(split.seed, int(number), _MASKS[split.part], 3 * T) for number in numbers])
     place_BT, fate_BT, token_BT = draws.reshape(-1, 3, T).swapaxes(0, 1)
 
     order_BT = (place_BT + (windows_BT < num_specials)).argsort(axis=1)
     target_BT = np.zeros(windows_BT.shape, bool)
-    np.put_along_axis(target_BT, order_BT[:, : split.targets_per_sample], True, axis=1)
+    np.put_along_axis(target_BT, order_BT[:, : split.targets_in(T)], True, axis=1)
 
     random_BT = num_specials + (token_BT * (split.vocab_size - num_specials)).astype(np.int64)
     inputs_BT = np.where(target_BT & (fate_BT < 0.9), random_BT, windows_BT)

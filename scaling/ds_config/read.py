@@ -153,20 +153,19 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
 
 
 def _accumulation(recipe: Recipe, micro_batch_size: int, world_size: int) -> int:
-    rows = micro_batch_size * world_size
-    if recipe.global_batch_size % rows:
-        fitting = [
-            m for m in range(1, recipe.global_batch_size + 1) if recipe.global_batch_size % (m * world_size) == 0
-        ]
-        hint = (
-            f"micro batches that divide it on {world_size} ranks: {', '.join(map(str, fitting[:12]))}"
-            if fitting
-            else (f"a global batch that {world_size} ranks divide")
-        )
-        raise InputError(
-            "global_batch_size", recipe.global_batch_size,
-            f"is not a multiple of {micro_batch_size} micro x {world_size} data parallel", hint=hint,
-        )  # fmt: skip
+    """Micro steps of the largest batch; those of a ramp are fewer, and whole as well."""
+    rows, ramp = micro_batch_size * world_size, recipe.batch_ramp
+    if recipe.batch_divisor % rows:
+        share = recipe.batch_divisor // world_size
+        fitting = [m for m in range(1, share + 1) if recipe.batch_divisor % (m * world_size) == 0]
+        what = "a start and an increment" if ramp else "a global batch"
+        hint = f"micro batches that divide it on {world_size} ranks: {', '.join(map(str, fitting[:12]))}"
+        hint = hint if fitting else f"{what} that {world_size} ranks divide"
+        problem = f"a multiple of {micro_batch_size} micro x {world_size} data parallel"
+        if ramp:
+            batches = f"{ramp.start} + n x {ramp.increment}"
+            raise InputError("batch_ramp", batches, f"is not always {problem}", hint=hint)
+        raise InputError("global_batch_size", recipe.global_batch_size, f"is not {problem}", hint=hint)
     return recipe.global_batch_size // rows
 
 

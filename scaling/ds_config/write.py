@@ -15,7 +15,7 @@ from scaling.cost.memory import (
     sub_group_size,
 )
 from scaling.optimizers import OPTIMIZERS
-from scaling.recipe import Adafactor, AdamW, Lion, Recipe, Sgd
+from scaling.recipe import Adafactor, AdamW, Constant, Cosine, Linear, Lion, Recipe, Sgd
 from scaling.strategy import Strategy
 
 
@@ -177,20 +177,21 @@ def optimizer_block(recipe: Recipe, strategy: Strategy) -> dict[str, Any] | None
 def scheduler_block(recipe: Recipe) -> dict[str, Any] | None:
     """The schedule in DeepSpeed's words, warm-up named linear (its default is logarithmic).
 
-    None where DeepSpeed has no words: no warm-up, or a linear decay that ends above zero. Our loop sets the rate
-    itself, by scaling/training/schedule.py; DeepSpeed's own schedulers lag it by one step.
+    None where DeepSpeed has no words: no warm-up, a linear decay that ends above zero, a decay of another shape, or a
+    batch that grows, since its schedulers count steps (0.19.8, runtime/lr_schedules.py). Our loop sets the rate itself,
+    by scaling/training/schedule.py; DeepSpeed's own schedulers lag it by one step.
     """
     schedule, lr = recipe.schedule, recipe.optimizer.lr
-    if schedule.warmup_steps < 2:
+    if schedule.warmup_steps < 2 or recipe.batch_ramp:
         return None
     warmup: dict[str, Any] = {"warmup_num_steps": schedule.warmup_steps, "warmup_type": "linear"}
-    match schedule.name:
-        case "constant":
+    match schedule:
+        case Constant():
             return {"type": "WarmupLR", "params": {"warmup_min_lr": 0.0, "warmup_max_lr": lr, **warmup}}
-        case "linear" if schedule.min_lr_fraction == 0:
+        case Linear() if schedule.min_lr_fraction == 0:
             params = {"total_num_steps": recipe.num_steps, "warmup_min_lr": 0.0, "warmup_max_lr": lr, **warmup}
             return {"type": "WarmupDecayLR", "params": params}
-        case "cosine":
+        case Cosine():
             params = {
                 "total_num_steps": recipe.num_steps,
                 "warmup_min_ratio": 0.0,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaling import __version__, recipe
+from scaling import __version__, course, recipe
 from scaling.files import write_folder
 from scaling.hardware import Cluster
 from scaling.launch import scripts
@@ -30,6 +30,8 @@ def document(plan: Plan, folder: Path, runner: Runner = "scale") -> dict[str, An
             "global_batch_size": plan.recipe.global_batch_size,
             "tokens_per_step": plan.recipe.tokens_per_step,
             "num_steps": plan.recipe.num_steps,
+            "num_samples": course.num_samples(plan.recipe),
+            "num_tokens": course.num_tokens(plan.recipe),
         },
         **_candidate(plan.chosen),
         "cost": plan.cost,

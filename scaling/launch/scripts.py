@@ -17,7 +17,7 @@ from scaling.errors import InputError
 from scaling.launch.command import accelerate_command, command, script_command
 from scaling.optimizers import OPTIMIZERS
 from scaling.plan import Plan
-from scaling.recipe import AdamW, Recipe
+from scaling.recipe import AdamW, Cosine, InverseSqrt, Linear, Polynomial, Recipe, WarmupStableDecay
 from scaling.units import format_bytes
 
 Runner = Literal["scale", "accelerate", "trainer"]
@@ -39,6 +39,20 @@ def require_optimizer(recipe: Recipe, runner: Runner) -> None:
             "optimizer", name, f"cannot be named in what {runner} reads",
             hint=f"{works}; or hand {row.implementation} to the script's own engine or Trainer",
         )  # fmt: skip
+
+
+def require_fixed_course(recipe: Recipe, runner: Runner) -> None:
+    """Refuses a recipe whose batch, length or rate goes a way that what `runner` reads has no words for."""
+    if runner == "scale":
+        return
+    hint = "plan for scale/train.py (--for scale), which does it"
+    for field, growth in (("batch_ramp", recipe.batch_ramp), ("data.curriculum", recipe.data.curriculum)):
+        if growth:
+            problem = f"cannot be said in what {runner} reads, whose steps are all alike"
+            raise InputError(field, f"from {growth.start}", problem, hint=hint)
+    if runner == "trainer" and isinstance(recipe.schedule, Polynomial):
+        problem = "is a schedule for which the Trainer asks ZeRO's optimizer for defaults that it does not have"
+        raise InputError("schedule.name", recipe.schedule.name, problem, hint=hint)
 
 
 def config_for(plan: Plan, runner: Runner) -> dict[str, Any]:
@@ -128,21 +142,31 @@ def training_arguments(plan: Plan, config_path: str, output_dir: str) -> dict[st
 def _schedule(recipe: Recipe) -> dict[str, Any]:
     """The recipe's schedule by the Trainer's names. A step has the rate of the recipe's step before."""
     schedule = recipe.schedule
-    low, decay_steps = schedule.min_lr_fraction, recipe.num_steps - schedule.warmup_steps
     name, kwargs = "constant_with_warmup", {}
-    if _decays_linearly_to_above_zero(recipe):
-        name = "warmup_stable_decay"  # "polynomial" is the recipe's, but asks ZeRO-3's optimizer for its defaults
-        kwargs = {"decay_type": "linear", "num_decay_steps": decay_steps, "min_lr_ratio": low}
-    elif schedule.name == "linear" and low < 1:
-        name = "linear"
-    elif schedule.name == "cosine":
-        name, kwargs = "cosine_with_min_lr", {"min_lr_rate": low}
+    match schedule:
+        case Linear(min_lr_fraction=0):
+            name = "linear"
+        case Linear(min_lr_fraction=low) if low < 1:
+            name = "warmup_stable_decay"  # "polynomial" is the recipe's, but asks ZeRO-3's optimizer for its defaults
+            decay_steps = recipe.num_steps - schedule.warmup_steps
+            kwargs = {"decay_type": "linear", "num_decay_steps": decay_steps, "min_lr_ratio": low}
+        case Cosine(min_lr_fraction=low):
+            name, kwargs = "cosine_with_min_lr", {"min_lr_rate": low}
+        case InverseSqrt():
+            name = "inverse_sqrt"
+        case WarmupStableDecay(decay_steps=decay_steps, min_lr_fraction=low):
+            name = "warmup_stable_decay"
+            kwargs = {"decay_type": "1-sqrt", "num_decay_steps": decay_steps, "min_lr_ratio": low}
     return {"warmup_steps": schedule.warmup_steps, "lr_scheduler_type": name, "lr_scheduler_kwargs": kwargs}
 
 
-def _decays_linearly_to_above_zero(recipe: Recipe) -> bool:
-    """The Trainer's only such schedule for every stage also starts its warm-up where the decay ends."""
-    return recipe.schedule.name == "linear" and 0 < recipe.schedule.min_lr_fraction < 1
+def _warms_up_from(recipe: Recipe) -> float:
+    """The share of the peak: the Trainer's warmup_stable_decay, which is also its only linear decay to above zero for
+    every stage, starts its warm-up where the decay ends."""
+    match recipe.schedule:
+        case Linear(min_lr_fraction=low) | WarmupStableDecay(min_lr_fraction=low) if low < 1:
+            return low
+    return 0.0
 
 
 def notes(plan: Plan, runner: Runner, folder: Path) -> list[str]:
@@ -163,8 +187,8 @@ def _for_the_trainer(plan: Plan, folder: Path) -> list[str]:
         )
     if plan.recipe.schedule.warmup_steps or plan.recipe.schedule.name != "constant":
         said.append("learning rate: a step has the rate of the recipe's step before, and the first that of step 0")
-    if plan.recipe.schedule.warmup_steps and _decays_linearly_to_above_zero(plan.recipe):
-        floor = plan.recipe.schedule.min_lr_fraction * plan.recipe.optimizer.lr
+    if plan.recipe.schedule.warmup_steps and _warms_up_from(plan.recipe):
+        floor = _warms_up_from(plan.recipe) * plan.recipe.optimizer.lr
         said.append(
             f"learning rate: its warm-up starts at {floor:g}, where the decay ends, the recipe's at 0: the Trainer's "
             "schedules have no other linear decay to above zero that works at every stage"

@@ -60,7 +60,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
     ]
     checkpointings: tuple[Checkpointing, ...] = ("none", "full")
     for tp, pp, sp, ep in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
-        if recipe.global_batch_size % (cluster.world_size // (tp * pp * sp)):
+        if recipe.batch_divisor % (cluster.world_size // (tp * pp * sp)):
             continue
         for (stage, optimizer, param), checkpointing in product(machinery, checkpointings):
             yield Layout(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from scaling import cost
+from scaling import cost, course
 from scaling.cost.model_states import FP32_BYTES
 from scaling.cost.profile import Profile
 from scaling.hardware import Cluster
@@ -13,6 +13,7 @@ from scaling.plan.plan import Candidate
 from scaling.plan.steering import Steering
 from scaling.recipe import Recipe
 from scaling.strategy import LossKernel, Strategy, bucket_size, smaller_bucket_sizes
+from scaling.units import SECONDS_PER_DAY
 
 _LARGEST_MICRO_BATCH = 512
 
@@ -31,12 +32,13 @@ class Question:
         return cost.Job.of(self.recipe)
 
     def strategies(self, layout: Layout) -> Iterator[Strategy]:
-        """One per loss kernel for every micro batch that divides a data-parallel rank's share of the batch, smallest
-        first."""
-        share = self.recipe.global_batch_size // (self.cluster.world_size // layout.split)
-        for micro in range(1, min(share, _LARGEST_MICRO_BATCH) + 1):
+        """One per loss kernel for every micro batch that divides a data-parallel rank's share of every batch, smallest
+        first. The accumulation is that of the global batch, the largest."""
+        ranks = self.cluster.world_size // layout.split
+        share, divisor = self.recipe.global_batch_size // ranks, self.recipe.batch_divisor // ranks
+        for micro in range(1, min(divisor, _LARGEST_MICRO_BATCH) + 1):
             # A pipeline with fewer micro-batches than ranks stands idle most of the time.
-            if share % micro == 0 and share // micro >= layout.pipeline_parallel_size:
+            if divisor % micro == 0 and share // micro >= layout.pipeline_parallel_size:
                 for kernel in self._loss_kernels():
                     strategy = self._strategy(layout, micro, share // micro, kernel)
                     if self.steering.allows(strategy):
@@ -86,7 +88,21 @@ class Question:
     def candidate(self, strategy: Strategy, memory: cost.MemoryEstimate) -> Candidate:
         """The time is priced last, and only for strategies that are worth it: half of a search's work."""
         time = cost.step_time(self.job, strategy, self.cluster, self.profile)
+        if self.recipe.batch_ramp:
+            time = replace(time, train_days=self._train_days(strategy, time.step_s, self.recipe.batch_ramp.start))
         return Candidate(strategy=strategy, memory=memory, time=time)
+
+    def _train_days(self, strategy: Strategy, step_s: float, start: int) -> float:
+        """The steps of a ramp from `start` samples, whose time is what one takes at any batch and so much for each
+        sample."""
+        largest = self.recipe.global_batch_size
+        steps = strategy.gradient_accumulation_steps * start // largest
+        smallest = replace(strategy, gradient_accumulation_steps=steps)
+        smallest_s = cost.step_time(self.job, smallest, self.cluster, self.profile).step_s
+        sample_s = (step_s - smallest_s) / (largest - start)
+        num_steps = self.recipe.num_steps
+        missing = num_steps * largest - course.num_samples(self.recipe)
+        return (num_steps * step_s - missing * sample_s) / SECONDS_PER_DAY
 
     def least(self) -> list[tuple[Strategy, cost.MemoryEstimate]]:
         """The strategy of each layout that can be run, at the micro batches that take least memory.

@@ -150,6 +150,8 @@ def _fewest_nodes(question: Question, answer_of: Callable[[Question], str | None
         larger = replace(question.cluster, num_nodes=nodes)
         batch = ceil(question.recipe.global_batch_size / larger.world_size) * larger.world_size
         adapted = question.recipe.model_copy(update={"global_batch_size": batch})
+        if adapted.batch_ramp and adapted.batch_divisor % larger.world_size:
+            return []  # a ramp has more sizes than one to round
         if answer := answer_of(replace(question, recipe=adapted, cluster=larger)):
             said = "" if batch == question.recipe.global_batch_size else f" and a global batch of {batch}"
             return [f"{larger.world_size} GPUs ({larger}){said}: {answer}"]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from scaling import course, registry
 from scaling import recipe as recipes
-from scaling import registry
 from scaling.errors import InputError, ScaleError, did_you_mean
 from scaling.hardware import Cluster
 from scaling.optimizers import OPTIMIZERS, TRAINABLE, Name
-from scaling.recipe import EMBEDDED_CORPUS, Adafactor, AdamW, Data, Lamb, Lion, Optimizer, Recipe, Schedule, model_of
+from scaling.recipe import EMBEDDED_CORPUS, Adafactor, AdamW, Cosine, Data, Lamb, Lion, Optimizer, Recipe, model_of
 from scaling.registry import Entry
 from scaling.units import format_count, parse_count
 
@@ -88,7 +88,7 @@ def recipe_for(
         global_batch_size=global_batch_size,
         num_steps=num_steps,
         optimizer=update,
-        schedule=Schedule(name="cosine", warmup_steps=max(1, round(warmup_fraction * num_steps)), min_lr_fraction=0.1),
+        schedule=Cosine(name="cosine", warmup_steps=max(1, round(warmup_fraction * num_steps)), min_lr_fraction=0.1),
         precision=precision,
         gradient_clipping=1.0,
         evaluate_every_steps=500,
@@ -117,8 +117,8 @@ def overridden(
         changes["data"] = {**recipe.data.model_dump(), "seq_length": seq_length}
     changes = {key: value for key, value in changes.items() if value is not None}
     if tokens is not None:
-        tokens_per_step = recipes.changed(recipe, changes).tokens_per_step
-        changes["num_steps"] = max(1, round(parse_count(tokens, "tokens") / tokens_per_step))
+        course_of = recipes.changed(recipe, changes)
+        changes["num_steps"] = course.steps_until_tokens(course_of, parse_count(tokens, "tokens"))
     said = {**changes, "seq_length": seq_length} if seq_length else changes
     sentences = [f"{key}: {value} instead of the recipe's" for key, value in said.items() if key != "data"]
     return recipes.changed(recipe, changes), sentences

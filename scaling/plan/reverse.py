@@ -45,7 +45,7 @@ def fewest_gpus(recipe: Recipe, cluster: Cluster, planned: Callable[[Recipe, Clu
         try:
             last = planned(recipe, grown)
         except InputError as error:
-            if error.field != "global_batch_size":
+            if error.field.split(".")[0] not in ("global_batch_size", "batch_ramp"):
                 raise
             continue  # the batch does not divide by so many
         if last.fits:
@@ -73,7 +73,7 @@ def cheapest(
     if cluster.is_cpu:
         raise InputError("objective", "cost", "has no meaning on a CPU, whose ranks share one machine", hint="time")
     sizes = [*(size for size in _growing(cluster, cluster.num_nodes) if size.world_size < cluster.world_size), cluster]
-    dividing = [size for size in sizes if recipe.global_batch_size % size.world_size == 0 or size is cluster]
+    dividing = [size for size in sizes if recipe.batch_divisor % size.world_size == 0 or size is cluster]
     plans = tuple(planned(recipe, size) for size in dividing)
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:

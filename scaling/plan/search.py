@@ -5,8 +5,9 @@ tensor, pipeline and sequence parallel sizes, and every split of the global batc
 What scale/train.py cannot run yet (scaling/plan/layouts.py) is priced and reported, never chosen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from scaling import course
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
@@ -100,9 +101,31 @@ def _said(question: Question, chosen: Strategy) -> list[str]:
         said.append(f"buckets: {size} elements instead of {format_count(usual)}, or it would not fit")
     if chosen.uses_nvme:
         said.append(_NVME_NEEDS)
+    said += _of_the_course(question.recipe, chosen)
     if question.recipe.optimizer.name == "muon":
         said.append("time: Muon's matmuls, and the matrices that ranks gather for it, are not priced")
     return said
+
+
+def _of_the_course(recipe: Recipe, chosen: Strategy) -> Iterator[str]:
+    """What of a plan speaks of the largest step alone."""
+    ramp, curriculum = recipe.batch_ramp, recipe.data.curriculum
+    samples = course.num_samples(recipe)
+    if ramp:
+        fewest = ramp.start // (chosen.micro_batch_size * chosen.data_parallel_size)
+        yield (
+            f"batch ramp: accumulation {fewest} at {ramp.start} samples to {chosen.gradient_accumulation_steps} at "
+            f"{recipe.global_batch_size}; micro batch x data parallel divides {recipe.batch_divisor}, as each of them "
+            "does; memory and step are of the largest, the training time is of all"
+        )
+    if curriculum:
+        yield (
+            f"curriculum: memory, step and training time are of samples of {recipe.data.seq_length} tokens; those of "
+            f"{curriculum.start} and more before are shorter, and take less"
+        )
+    for field, growth in (("batch_ramp", ramp), ("data.curriculum", curriculum)):
+        if growth and growth.samples >= samples:
+            yield f"{field}: the run ends at {samples:,} samples, before its {growth.samples:,}"
 
 
 def _best(candidates: list[Candidate], steering: Steering) -> Candidate:
@@ -132,12 +155,19 @@ def _pareto(candidates: list[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _require_batch(recipe: Recipe, cluster: Cluster) -> None:
-    W, batch = cluster.world_size, recipe.global_batch_size
-    if batch % W:
-        below, above = batch // W * W, (batch // W + 1) * W
-        nearest = f"{below} and {above}" if below else f"{above}"
-        problem = f"is not a multiple of the {W} data-parallel ranks of {cluster}"
-        raise InputError("global_batch_size", batch, problem, hint=f"nearest: {nearest}")
+    W, ramp = cluster.world_size, recipe.batch_ramp
+    if not recipe.batch_divisor % W:
+        return
+    problem = f"is not a multiple of the {W} data-parallel ranks of {cluster}"
+    sizes = {"global_batch_size": recipe.global_batch_size}
+    if ramp:
+        sizes |= {"batch_ramp.start": ramp.start, "batch_ramp.increment": ramp.increment}
+    field, size = next((field, size) for field, size in sizes.items() if size % W)
+    below, above = size // W * W, (size // W + 1) * W
+    within = recipe.global_batch_size if field == "batch_ramp.start" else above + 1
+    near = [str(near) for near in (below, above) if 0 < near < within]
+    hint = f"nearest: {' and '.join(near)}" if near else "leave batch_ramp out"
+    raise InputError(field, size, problem, hint=hint)
 
 
 def _require_precision(recipe: Recipe, cluster: Cluster) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling import manifest
-from scaling.errors import FileProblems, ScaleError
+from scaling import recipe as recipes
+from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.files import replace_text, sync_folder
 from scaling.manifest import Damaged, File, Manifest, NoCheckpoint
 from scaling.recipe import Recipe
@@ -205,11 +206,11 @@ def require_same_recipe(checkpoint: Path, recipe: Recipe, strategy: Strategy) ->
     if found.uses_nvme or strategy.uses_nvme:
         # Measured: docs/log.md, 2026-11-24. Losses differ from the first step on, or loading breaks off.
         problems.append("NVMe: DeepSpeed 0.19.8 does not restore states that were or will be offloaded there")
-    fields = recipe.model_dump(mode="json")
+    then, fields = _with_defaults(found.recipe), recipe.model_dump(mode="json")
     problems += [
-        f"recipe {key}: {found.recipe.get(key)!r} then, {fields[key]!r} now"
+        f"recipe {key}: {then.get(key)!r} then, {fields[key]!r} now"
         for key in fields
-        if key not in _FREE and found.recipe.get(key) != fields[key]
+        if key not in _FREE and then.get(key) != fields[key]
     ]
     if problems:
         raise FileProblems(
@@ -310,3 +311,11 @@ def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[Manifest, s
 
 def _is_of(found: Manifest, strategy: Strategy) -> bool:
     return (found.world_size, found.zero_stage) == (strategy.data_parallel_size, strategy.zero_stage)
+
+
+def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's fields as an older version wrote them, with those that came since at what they then meant."""
+    try:
+        return recipes.validated(fields).model_dump(mode="json")
+    except InputError:
+        return fields

@@ -27,7 +27,7 @@ class Judgement:
 TRAIN = Judgement(action="train")
 
 
-class Watch:
+class Judge:
     """Remembers what it takes to judge: `recent_losses` and `rollbacks` are part of a checkpoint."""
 
     def __init__(self, guards: Guards) -> None:

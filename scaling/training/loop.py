@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from scaling import course
 from scaling.data import IGNORED, Corpus, micro_batch_indices
 from scaling.errors import Stopped
 from scaling.manifest import NoCheckpoint, steps
@@ -19,7 +20,7 @@ from scaling.strategy import Strategy
 from scaling.training import checkpoint
 from scaling.training.checkpoint import Reached, Saver
 from scaling.training.engine import LossScaleAtFloor, discard_gradients, step_and_gradient_norm
-from scaling.training.guards import Judgement, Watch, unhealthy
+from scaling.training.guards import Judge, Judgement, unhealthy
 from scaling.training.memory import MemoryGauge
 from scaling.training.noise_scale import GradientNoise
 from scaling.training.optimizer import set_learning_rate
@@ -48,7 +49,7 @@ class Training:
     gauge: MemoryGauge
     noise: GradientNoise
     saver: Saver
-    watch: Watch
+    judge: Judge
     watchdog: Watchdog
     request: StopRequest
     step: int
@@ -64,12 +65,13 @@ class Training:
 
         Raises Stopped where it ends before: asked to, having saved, or by a guard.
         """
-        first = self.step
+        # The second step is the first with everything allocated: moments are made during the first. Of steps that grow
+        # those at the end are the largest.
+        watched = max(self.step + 1, course.stretch(self.recipe, self.stop_step - 1).number)
         with self.talk.start(done=self.step, total=self.stop_step):
             try:
                 while self.step < self.stop_step:
-                    # The second step is the first with everything allocated: moments are made during the first.
-                    self.take_step(watch_memory=self.step == first + 1)
+                    self.take_step(watch_memory=self.step == watched)
             except Stopped:  # on all ranks alike, so that what was begun can be written
                 self.saver.finish()
                 raise
@@ -105,10 +107,10 @@ class Training:
         return self.saver.begin(
             Reached(
                 step=self.step,
-                samples_seen=self.step * self.recipe.global_batch_size,
+                samples_seen=course.at(self.recipe, self.step).first_sample,
                 validation_loss=validation_loss,
-                recent_losses=self.watch.recent_losses,
-                rollbacks=self.watch.rollbacks,
+                recent_losses=self.judge.recent_losses,
+                rollbacks=self.judge.rollbacks,
             )
         )
 
@@ -138,18 +140,23 @@ class Training:
         self.watchdog.doing(f"step {self.step + 1}, its batch")
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
-        *micro_batches, last = self.micro_batches()
+        now = course.at(self.recipe, self.step)
+        *micro_batches, last = self.micro_batches(now)
         # The loss is the sum over targets divided by their global number. DeepSpeed averages over ranks, which
         # multiplying by their number undoes; so no split of the batch changes the gradient.
-        num_targets = ranks.summed(sum(count_targets(batch) for batch in (*micro_batches, last)))
+        num_targets = ranks.summed(sum(count_targets(batch) for _, batch in (*micro_batches, last)))
         scale = ranks.world_size / num_targets
         # Of the loss, of what the noise scale asks of a micro batch, of ranks asked to stop, and of those that wrote.
         sums = torch.zeros(4, device=ranks.device)
-        for number, batch in enumerate(micro_batches):
-            sums[:2] += self.micro_step(number, batch, scale)
+        # Left to itself DeepSpeed takes a step at each multiple of the configured accumulation, which a ramp varies
+        # (0.19.8, runtime/engine.py:is_gradient_accumulation_boundary).
+        engine.set_gradient_accumulation_boundary(False)
+        for first_sample, batch in micro_batches:
+            sums[:2] += self.micro_step(first_sample, batch, scale)
             engine.step()  # counts the micro step; the engine accumulates
+        engine.set_gradient_accumulation_boundary(True)
         with self.gauge.watching(engine.module, on=watch_memory):
-            sums[:2] += self.micro_step(len(micro_batches), last, scale)
+            sums[:2] += self.micro_step(*last, scale)
             self.watchdog.doing(f"step {self.step + 1}, adding up over ranks")
             sums[2:] += torch.tensor([bool(self.request.name), self.saver.is_written])
             loss_sum, squares, asked, written = ranks.summed(sums)
@@ -158,12 +165,12 @@ class Training:
             grad_norm = self.update(loss, is_finite=math.isfinite(loss + float(squares)))
         self.step += 1
         values = {"loss": loss, "lr": lr, "grad_norm": float(grad_norm)}
-        return values | self.noise.of_step(squares, scale, grad_norm)
+        return values | self.noise.of_step(squares, scale, grad_norm, now.global_batch_size)
 
-    def micro_step(self, number: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+    def micro_step(self, first_sample: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
         """Forward and backward of one micro batch: its summed loss, and what the noise scale asks of it."""
-        self.watchdog.doing(f"step {self.step + 1}, micro step {number + 1}")
-        self.seed_dropout(number)
+        self.watchdog.doing(f"step {self.step + 1}, a micro step")
+        self.seed_dropout(first_sample)
         loss = self.engine(**batch)
         self.engine.backward(loss * scale, scale_wrt_gas=False)
         return torch.stack([loss.detach(), self.noise.of_micro_batch(count_targets(batch))])
@@ -173,11 +180,11 @@ class Training:
         self.watchdog.doing(f"step {self.step + 1}, its update")
         # An overflow is how fp16 finds its loss scale: DeepSpeed skips those, and the loss alone is judged.
         in_fp16 = self.recipe.precision == "fp16"
-        judgement = self.watch.judge(loss, is_finite=math.isfinite(loss) if in_fp16 else is_finite)
+        judgement = self.judge.judge(loss, is_finite=math.isfinite(loss) if in_fp16 else is_finite)
         if judgement.action in ("train", "warn"):
             if judgement.action == "warn":
                 self.tell(judgement, "trained on")
-            self.watch.trained(loss)
+            self.judge.trained(loss)
             try:
                 return step_and_gradient_norm(self.engine)
             except LossScaleAtFloor as error:
@@ -191,9 +198,9 @@ class Training:
         self.noise.forget()
         match judgement.action:
             case "skip":
-                self.watch.skipped(what)
+                self.judge.skipped(what)
             case "rollback":
-                self.watch.rolled_back(what)
+                self.judge.rolled_back(what)
                 self.roll_back(what)
             case _:
                 raise unhealthy(what)
@@ -211,7 +218,7 @@ class Training:
         if found is None:
             raise unhealthy(f"{what}, and there is no checkpoint yet to go back to")
         reached, _ = checkpoint.load(self.engine, found, self.strategy)
-        self.watch.recent_losses = reached.recent_losses
+        self.judge.recent_losses = reached.recent_losses
         self.talk.say(
             f"went back to {found.name}: the batches of steps {reached.step + 1} to {self.step + 1} are left out"
         )
@@ -232,25 +239,28 @@ class Training:
         said = [f"rank {rank}: {names[0]} first, {len(names)} in all" for rank, names in found if names]
         return f"; gradients not finite on {', '.join(said)}" if said else ""
 
-    def micro_batches(self) -> Iterator[Batch]:
-        """This rank's share of the next global batch, on its device."""
-        steps = self.strategy.gradient_accumulation_steps
+    def micro_batches(self, now: course.Step) -> Iterator[tuple[int, Batch]]:
+        """This rank's share of the global batch of step `now`, on its device; each with its first sample's number."""
+        steps = now.global_batch_size // (self.strategy.micro_batch_size * self.ranks.world_size)
         for micro_step in range(steps):
             indices = micro_batch_indices(
-                step=self.step,
-                global_batch_size=self.recipe.global_batch_size,
+                first_sample=now.first_sample,
+                global_batch_size=now.global_batch_size,
                 rank=self.ranks.rank,
                 data_parallel_size=self.ranks.world_size,
                 micro_step=micro_step,
                 gradient_accumulation_steps=steps,
             )
-            yield self.moved(self.corpus.train.batch(indices))
+            yield indices.start, self.moved(self.corpus.train.batch(indices, now.seq_length))
 
-    def seed_dropout(self, micro_step: int) -> None:
-        """Makes dropout a function of the position in the data, so that a resumed run draws the same masks."""
+    def seed_dropout(self, first_sample: int) -> None:
+        """Makes dropout a function of the position in the data, so that a resumed run draws the same masks.
+
+        No two micro batches of a run share their first sample. torch's CPU generator takes the low 32 bits of a seed,
+        which an odd factor keeps apart.
+        """
         if self.recipe.dropout:
-            position = (self.step * self.strategy.gradient_accumulation_steps + micro_step) * self.ranks.world_size
-            torch.manual_seed(self.recipe.seed + 1_000_003 * (position + self.ranks.rank))
+            torch.manual_seed(self.recipe.seed + 1_000_003 * first_sample)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -276,13 +286,15 @@ class Training:
 
     def report(self, values: dict[str, float], elapsed_s: float) -> None:
         """One line of metrics and of progress."""
-        tokens_per_second = self.recipe.tokens_per_step / elapsed_s
+        done, reached = course.at(self.recipe, self.step - 1), course.at(self.recipe, self.step)
+        tokens_per_second = done.num_tokens / elapsed_s
         line = {
             "step": self.step,
             **values,
             "tokens_per_second": tokens_per_second,
             "elapsed_s": elapsed_s,
-            "samples": self.step * self.recipe.global_batch_size,
+            "samples": reached.first_sample,
+            "tokens": reached.tokens_before,
         }
         if self.recipe.precision == "fp16":
             line |= {"loss_scale": float(self.engine.optimizer.loss_scale), "skipped_steps": self.engine.skipped_steps}
@@ -301,6 +313,8 @@ class Training:
 
     def measured(self) -> dict[str, dict[str, Any]]:
         """What this run says about its plan: {quantity: {value, where the plan predicts it, how it was measured}}."""
+        last = course.at(self.recipe, self.step - 1)  # of the largest batch so far, and of the longest samples
+        alike = self.step - course.stretch(self.recipe, last.number).number
         settled = self.step_seconds[2:] or self.step_seconds  # the first two carry allocation and measurement
         return {
             "peak_allocated_bytes": {
@@ -309,9 +323,9 @@ class Training:
                 "how": self.gauge.how,
             },
             "tokens_per_second": {
-                "value": self.recipe.tokens_per_step / median(settled),
+                "value": last.num_tokens / median(settled[-alike:]),
                 "predicted_in": "time",
-                "how": "median over steps from the third on, all ranks",
+                "how": "median over steps from the third on that are as large as the last, all ranks",
             },
         }
 

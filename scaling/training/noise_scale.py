@@ -25,8 +25,8 @@ class GradientNoise:
     def __init__(self, engine: Any, strategy: Strategy, device: torch.device) -> None:
         self.engine, self.device = engine, device
         self.world_size = strategy.data_parallel_size
-        self.small_batch, self.big_batch = strategy.micro_batch_size, strategy.global_batch_size
-        self.measures = self.small_batch < self.big_batch
+        self.small_batch = strategy.micro_batch_size
+        self.measures = self.small_batch < strategy.global_batch_size
         self._norms: list[torch.Tensor] = []
         self._names: list[str] = []  # whose norms those are
         self._of_step: list[tuple[list[str], torch.Tensor]] = []
@@ -58,21 +58,26 @@ class GradientNoise:
         """The step is over."""
         self._of_step.clear()
 
-    def of_step(self, summed: torch.Tensor, scale: torch.Tensor, big_norm: torch.Tensor | float) -> dict[str, float]:
-        """|G|^2 and tr(S) per sample, from `of_micro_batch` summed over all micro batches; nothing after an overflow.
+    def of_step(
+        self, summed: torch.Tensor, scale: torch.Tensor, big_norm: torch.Tensor | float, big_batch: int
+    ) -> dict[str, float]:
+        """|G|^2 and tr(S) per sample, from `of_micro_batch` summed over all micro batches of a batch of `big_batch`.
+
+        Nothing after an overflow, nor of a batch that is one micro batch, as a ramp's first may be.
 
         A micro batch m of n_m targets has g_m = scale n_m x its mean gradient, with scale = world size / N targets.
         Averaging the squared means with weights n_m / N, as the batch's gradient averages them, makes N targets over M
         micro batches the small batch also where masking or padding makes the n_m differ.
         """
         small_squared, big_squared = float(summed / (scale * self.world_size)), float(big_norm) ** 2
-        if not self.measures or not math.isfinite(small_squared + big_squared):
+        compares = self.measures and self.small_batch < big_batch
+        if not compares or not math.isfinite(small_squared + big_squared):
             return {}
         signal, noise = signal_and_noise(
             small_squared_norm=small_squared,
             big_squared_norm=big_squared,
             small_batch=self.small_batch,
-            big_batch=self.big_batch,
+            big_batch=big_batch,
         )
         return {"gradient_signal": signal, "gradient_noise": noise}
 

@@ -4,6 +4,7 @@ import pytest
 
 from scaling.batch.learning_rate import RULES, scaled
 from scaling.errors import InputError
+from scaling.recipe import changed
 
 ADAMW = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
 
@@ -135,3 +136,27 @@ def test_kept_numbers_are_said_with_what_keeping_them_means(recipe_of):
 def test_a_run_without_warmup_stays_without(recipe_of):
     for warmup in ("samples", "steps"):
         assert scaled(recipe_of(warmup=0), 512, warmup=warmup).recipe.schedule.warmup_steps == 0
+
+
+def test_a_stable_decay_keeps_its_samples_whatever_the_batch(recipe_of):
+    # Haegele et al. 2024 give the decay as a share of the run.
+    schedule = {"name": "warmup-stable-decay", "warmup_steps": 100, "decay_steps": 200}
+    before = changed(recipe_of("gpt2", batch=256, steps=1000, warmup=100, **ADAMW), {"schedule": schedule})
+    after = scaled(before, 1024).recipe
+    assert (after.num_steps, after.schedule.warmup_steps, after.schedule.decay_steps) == (250, 25, 50)
+
+
+def test_a_polynomial_and_an_inverse_square_root_move_by_their_warmup_alone(recipe_of):
+    usual = recipe_of("gpt2", batch=256, steps=1000, warmup=100, **ADAMW)
+    polynomial = {"name": "polynomial", "power": 0.5, "decay_from": "start", "min_lr_fraction": 0.0}
+    for shape in (polynomial, {"name": "inverse-sqrt"}):
+        before = changed(usual, {"schedule": {**shape, "warmup_steps": 100}})
+        assert scaled(before, 1024).recipe.schedule.model_dump() == {**shape, "warmup_steps": 25}
+
+
+def test_a_ramp_is_not_moved_with_its_batch(recipe_of):
+    ramp = {"batch_ramp": {"start": 64, "increment": 64, "samples": 10_000}}
+    before = changed(recipe_of("gpt2", batch=256, steps=1000, warmup=100, **ADAMW), ramp)
+    with pytest.raises(InputError, match="batch_ramp") as caught:
+        scaled(before, 1024)
+    assert "--ramp linear" in caught.value.hint

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.batch.ramp import WAYS, Run, linear_thresholds, ramp
+from scaling import course
+from scaling.batch.ramp import WAYS, Run, linear, linear_growth, ramp, ramped
 from scaling.errors import InputError
+from scaling.recipe import Growth, changed
 
 
 def run_of(**fields):
@@ -18,10 +20,8 @@ def run_of(**fields):
 def test_equal_increments_are_those_of_nemo_and_megatron():
     # NeMo's documentation of rampup_batch_size: [256, 128, 50000000] "will start with a batch size of 256, increment by
     # 128, and reach the target global batch size of 1024 over 50,000,000 training samples".
-    thresholds = linear_thresholds(256, 1024, 128, 50_000_000)
-    assert [batch for batch, _, _ in thresholds] == [256, 384, 512, 640, 768, 896, 1024]
-    assert thresholds[-1][1] == pytest.approx(50_000_000)
-    assert thresholds[1][1] == pytest.approx(50_000_000 / 6)
+    growth = linear_growth(256, 1024, 128, 50_000_000)
+    assert growth == Growth(start=256, increment=128, samples=50_000_000)
 
 
 def test_the_linear_ramp_starts_and_ends_where_gpt3s_did():
@@ -78,6 +78,43 @@ def test_stages_are_whole_contiguous_and_growing(
     assert all(0 < stage.lr_factor <= 1 for stage in stages)
     assert stages[-1].batch <= run.batch
     assert abs(stages[-1].end_sample - num_samples) <= run.batch
+
+
+@given(start=st.integers(1, 300), multiples=st.integers(0, 3000), multiple_of=st.integers(1, 64))
+def test_a_linear_ramp_starts_where_it_should_or_little_above_and_comes_out_even(start, multiples, multiple_of):
+    start *= multiple_of
+    end = start + multiples * multiple_of
+    growth = linear_growth(start, end, multiple_of, 10**6)
+    if growth is None:
+        assert multiples == 0
+        return
+    assert start <= growth.start < start + 8 * multiple_of
+    assert (growth.start % multiple_of, growth.increment % multiple_of) == (0, 0)
+    assert (end - growth.start) % growth.increment == 0
+    assert min(multiples, 4) <= (end - growth.start) // growth.increment <= 8
+
+
+def test_the_stages_are_those_that_the_recipes_ramp_trains_by(recipe_of):
+    run = Run(num_samples=2_000_000, seq_length=128, batch=4096, multiple_of=64)
+    before = recipe_of("gpt2", batch=4096, steps=488, warmup=20)
+    after, changes = ramped(before, linear(run))
+    stages = ramp(run, "linear")
+    assert [(stage.first_sample, stage.batch, stage.num_steps) for stage in stages[:-1]] == [
+        (first.first_sample, first.global_batch_size, num_steps) for first, num_steps in course.stretches(after)
+    ][:-1]
+    assert stages[-1].batch == after.global_batch_size
+    assert course.num_samples(after) == pytest.approx(488 * 4096, abs=2048)
+    warm = course.at(after, after.schedule.warmup_steps).first_sample
+    assert warm == pytest.approx(20 * 4096, rel=0.02)
+    assert {change.field: change.after for change in changes}["num_steps"] == after.num_steps
+
+
+def test_a_stable_decay_keeps_its_samples_on_a_ramp(recipe_of):
+    schedule = {"name": "warmup-stable-decay", "warmup_steps": 20, "decay_steps": 100}
+    before = changed(recipe_of("gpt2", batch=4096, steps=488, warmup=20), {"schedule": schedule})
+    after, _ = ramped(before, Growth(start=256, increment=256, samples=400_000))
+    assert after.schedule.decay_steps == 100  # the ramp is over by then
+    assert after.schedule.warmup_steps > 100
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling import recipe
+from scaling import course, recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GPT, LAMB = RECIPES / "gpt_demo.yaml", RECIPES / "bert_lamb.yaml"
@@ -46,7 +46,8 @@ def test_json_has_what_a_program_needs(scale):
     assert all(row["source"] for row in rows.values())
     stages = answer["ramp"]["stages"]
     assert all(stage["batch"] % 64 == 0 for stage in stages)
-    assert "cannot change the batch during a run yet" in answer["ramp"]["note"]
+    assert "leaves the rate to the schedule" in answer["ramp"]["note"]
+    assert answer["ramp"]["batch_ramp"] is None
 
 
 def test_a_batch_beyond_every_fit_is_exit_1(scale):
@@ -58,11 +59,34 @@ def test_a_batch_beyond_every_fit_is_exit_1(scale):
     assert json.loads(scale(*arguments, 5000, "--json")[1])["worth_using"] is False
 
 
-def test_a_ramp_is_printed_as_advice(scale):
+def test_a_linear_ramp_is_printed_as_what_a_recipe_says(scale):
     _, out, _ = scale("batch", "--params", "1.3B", "--tokens", "24B", "--ramp", "linear", "--multiple-of", "64")
     table = out.split("linear ramp")[1]
     assert "Brown et al. 2020" in table
-    assert "advice only: scale/train.py cannot change the batch during a run yet" in table
+    # 24B tokens in samples of 2,048, 4 % of them.
+    assert "batch_ramp: {start: 64, increment: 64, samples: 468750} and num_steps: 24686" in table
+    assert "advice only" not in table
+
+
+def test_a_recipe_is_written_with_the_ramp_and_plans(scale, tmp_path):
+    big = tmp_path / "big.yaml"
+    big.write_text(Path(GPT).read_text().replace("size: 32 ", "size: 1024 ").replace("steps: 240", "steps: 2000"))
+    code, out, _ = scale(
+        "batch", "--recipe", big, "--ramp", "linear", "--multiple-of", "32", "--out", tmp_path / "ramped.yaml"
+    )
+    text = (tmp_path / "ramped.yaml").read_text()
+    written = recipe.load(tmp_path / "ramped.yaml")
+    assert str(tmp_path / "ramped.yaml") in out.replace("\n", "")
+    assert text.startswith(
+        "# big.yaml, with a batch that grows, by `scale batch`:\n# batch_ramp: none -> from 224 by 160 "
+    )
+    assert written.batch_ramp.model_dump() == {"start": 224, "increment": 160, "samples": 81920}
+    assert course.num_samples(written) == pytest.approx(2000 * 1024, abs=512)
+    code, out, _ = scale("plan", "--recipe", tmp_path / "ramped.yaml", "--gpu", "cpu", "--gpus", "2", "--json")
+    plan = json.loads(out)
+    assert (code, plan["fits"]) == (0, True)
+    assert 32 % (2 * plan["strategy"]["micro_batch_size"]) == 0
+    assert plan["batch"]["num_tokens"] == course.num_tokens(written)
 
 
 def test_a_recipe_is_judged_by_its_own_numbers(scale):
@@ -129,6 +153,11 @@ def test_moving_back_gives_the_recipe_again(scale):
         (["--model", "bert-base", "--ramp", "doubling"], "needs a critical batch to follow", "--noise-scale"),
         (["--model", "gpt2", "--rule", "sqrt"], "rule: 'sqrt' has nothing to act on", "--to BATCH"),
         (["--recipe", GPT, "--out", "x.yaml"], "out: 'x.yaml' has nothing to act on", "--to BATCH"),
+        (["--recipe", GPT, "--ramp", "linear", "--out", "x.yaml"], "multiple_of: missing", "--multiple-of N"),
+        (
+            ["--recipe", GPT, "--ramp", "linear", "--multiple-of", "2", "--out", "x.yaml"],
+            "has no batch that the linear ramp grows to", "a larger global_batch_size",
+        ),
         (["--recipe", GPT, "--tokens", "1B"], "and --tokens exclude each other", ""),
         (["--to", "64"], "recipe: no recipe to move", "--recipe FILE"),
         (["--recipe", GPT, "--to", "64", "--loss", "3"], "to: 64 and --loss exclude each other", ""),

@@ -29,7 +29,7 @@ def run(split, data_parallel_size, accumulation, steps):
         for rank in range(data_parallel_size):
             for micro_step in range(accumulation):
                 indices = micro_batch_indices(
-                    step=step, global_batch_size=B, rank=rank, data_parallel_size=data_parallel_size,
+                    first_sample=step * B, global_batch_size=B, rank=rank, data_parallel_size=data_parallel_size,
                     micro_step=micro_step, gradient_accumulation_steps=accumulation,
                 )  # fmt: skip
                 assert len(indices) == B // data_parallel_size // accumulation
@@ -52,7 +52,7 @@ def test_world_size_micro_batch_and_resume_change_no_sample_and_no_mask(split):
 
 
 def test_a_rank_takes_one_contiguous_share_of_the_global_batch():
-    layout = {"step": 2, "global_batch_size": B, "data_parallel_size": 2, "gradient_accumulation_steps": 3}
+    layout = {"first_sample": 2 * B, "global_batch_size": B, "data_parallel_size": 2, "gradient_accumulation_steps": 3}
     taken = [micro_batch_indices(rank=1, micro_step=m, **layout) for m in range(3)]
     assert taken == [range(60, 64), range(64, 68), range(68, 72)]
 
@@ -124,9 +124,24 @@ def test_masks_are_drawn_anew_each_epoch_and_special_tokens_only_when_unavoidabl
     assert ((forced != IGNORED).sum(1) == 8).all()
 
 
+def test_a_sample_cut_short_is_its_first_tokens_and_its_targets_their_usual_share():
+    whole, cut = CAUSAL.batch(range(7)), CAUSAL.batch(range(7), 5)
+    for name in ("input_ids", "labels"):
+        assert cut[name].tolist() == whole[name][:, :5].tolist()
+    half = T // 2
+    masked, stream = MASKED.batch(range(7), half), MASKED.tokens.tolist()
+    assert masked["input_ids"].shape == (7, half)
+    targets = masked["labels"] != IGNORED
+    assert targets.sum(1).tolist() == [max(1, round(MASKED.masking_fraction * half))] * 7
+    for row, of in zip(masked["input_ids"].tolist(), masked["labels"].tolist(), strict=True):
+        found = [label if label != IGNORED else token for token, label in zip(row, of, strict=True)]
+        starts = range(0, len(stream) - T, T)
+        assert any(stream[start : start + half] == found for start in starts)
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_they_can():
     layout = {
-        "step": 0,
+        "first_sample": 0,
         "rank": 0,
         "micro_step": 0,
         "data_parallel_size": 3,

@@ -54,6 +54,17 @@ def test_an_accumulation_that_the_recipes_batch_contradicts_is_replaced_with_a_n
     assert f"the ds_config says {said}" in notes[0]
 
 
+def test_a_ramp_has_the_accumulation_of_its_largest_batch_and_divides_in_all(read, planned_recipe):
+    ramp = {"start": 64, "increment": 64, "samples": 10_000}
+    ready, _, strategy = read(_SMALL, planned_recipe("gpt-demo", batch_ramp=ramp))
+    assert ready["gradient_accumulation_steps"] == strategy.gradient_accumulation_steps == 16
+    with pytest.raises(
+        InputError, match=r"batch_ramp: '64 \+ n x 64' is not always a multiple of 16 micro x 8"
+    ) as caught:
+        read(_changed(train_micro_batch_size_per_gpu=16), planned_recipe("gpt-demo", batch_ramp=ramp))
+    assert caught.value.hint == "micro batches that divide it on 8 ranks: 1, 2, 4, 8"
+
+
 def test_an_accumulation_that_agrees_needs_no_note(read):
     _, notes, _ = read(_changed(gradient_accumulation_steps=16))
     assert [note for note in notes if "accumulation" in note] == []

@@ -10,6 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+from scaling import recipe as recipes
 from scaling.cost.memory import live_parameters, sub_group_size
 from scaling.ds_config import emit
 from scaling.models import build
@@ -188,6 +189,33 @@ def test_deepspeeds_own_scheduler_lags_our_learning_rate_by_at_most_one_step(
             around.append(0.0)
         slack = 1e-9 * recipe.optimizer.lr
         assert min(around) - slack <= theirs <= max(around) + slack, step
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "polynomial", "power": 1.0},
+        {"name": "polynomial", "power": 0.5, "decay_from": "start"},
+        {"name": "inverse-sqrt"},
+        {"name": "warmup-stable-decay", "decay_steps": 20},
+    ],
+    ids=lambda schedule: schedule["name"],
+)
+def test_what_deepspeed_has_no_words_for_is_left_out(schedule, planned_recipe, strategy_like):
+    recipe = planned_recipe("gpt-demo")
+    assert "scheduler" in emit(recipe, strategy_like(recipe))
+    changed = recipes.changed(recipe, {"schedule": {"warmup_steps": 10, **schedule}})
+    assert "scheduler" not in emit(changed, strategy_like(changed))
+
+
+def test_a_ramp_has_the_accumulation_of_its_largest_batch_and_no_scheduler(planned_recipe, strategy_like):
+    ramp = {"start": 128, "increment": 128, "samples": 10_000}
+    recipe = planned_recipe("gpt-demo", batch_ramp=ramp)
+    strategy = strategy_like(recipe, gradient_accumulation_steps=4)
+    config = emit(recipe, strategy)
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["data_types"]["grad_accum_dtype"] == "fp32"
+    assert "scheduler" not in config
 
 
 @pytest.mark.parametrize(

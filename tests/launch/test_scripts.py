@@ -37,10 +37,15 @@ _QUIET = {"logging_steps": 1, "report_to": "none", "disable_tqdm": True, "save_s
 def tiny_plan(tmp_path):
     """A function from a stage, a schedule and other pins to a plan for two CPU ranks, 2 micro x 2 accumulation."""
 
-    def of(stage, schedule="cosine", *, low=0.1, precision="bf16", checkpointing="none", warmup=2, **changes):
+    def of(
+        stage, schedule="cosine", *, low=0.1, precision="bf16", checkpointing="none", warmup=2, decay_steps=0, **changes
+    ):
+        fields = {"decay_steps": decay_steps} if decay_steps else {}
+        if schedule not in ("constant", "inverse-sqrt"):
+            fields["min_lr_fraction"] = low
         recipe = tiny_recipe(
             tmp_path, num_steps=_STEPS, precision=precision,
-            schedule={"name": schedule, "warmup_steps": warmup, "min_lr_fraction": low}, **changes,
+            schedule={"name": schedule, "warmup_steps": warmup} | fields, **changes,
         )  # fmt: skip
         pins = {"zero_stage": stage, "micro_batch_size": 2, "activation_checkpointing": checkpointing}
         cluster, _ = hardware.cluster_of("cpu", 2, 1, None, None)
@@ -86,6 +91,8 @@ def _is_the_plan(ranks, plan, optimizer_class="torch.optim.adamw.AdamW"):
         (0, "constant", {"precision": "fp32"}),
         (2, "constant", {"precision": "fp32"}),
         (3, "linear", {"checkpointing": "full", "low": 0.1, "warmup": 0}),
+        (2, "inverse-sqrt", {}),
+        (1, "warmup-stable-decay", {"low": 0.0, "decay_steps": 2}),
     ],
 )
 def test_the_trainer_trains_the_plan_by_its_arguments(tiny_plan, tmp_path, stage, schedule, options):
@@ -332,3 +339,19 @@ def test_the_files_of_each_runner_are_written_and_agree_with_the_document(tiny_p
     assert arguments["deepspeed"] == str(tmp_path / "trainer" / "ds_config.json")
     words = shlex.split(document["launch"])
     assert words == ["DS_ACCELERATOR=cpu", "deepspeed", "--num_gpus", "2", "your_script.py"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "runner", "field"),
+    [
+        ({"batch_ramp": {"start": 4, "increment": 4, "samples": 8}}, "accelerate", "batch_ramp"),
+        ({"batch_ramp": {"start": 4, "increment": 4, "samples": 8}}, "trainer", "batch_ramp"),
+        ({"schedule": {"name": "polynomial", "power": 0.5, "warmup_steps": 2}}, "trainer", "schedule.name"),
+    ],
+)
+def test_a_course_that_a_script_is_not_told_of_is_refused_for_it(changes, runner, field, tmp_path):
+    recipe = tiny_recipe(tmp_path, **changes)
+    scripts.require_fixed_course(recipe, "scale")
+    with pytest.raises(InputError) as refused:
+        scripts.require_fixed_course(recipe, runner)
+    assert refused.value.field == field

@@ -9,7 +9,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling import cost, ds_config
+from scaling import cost, course, ds_config
 from scaling.errors import InputError
 from scaling.plan import search, steering_of
 from scaling.registry import MODELS
@@ -188,6 +188,56 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch,
         search(planned_recipe(global_batch_size=batch), cluster_like())
     assert caught.value.field == "global_batch_size"
     assert caught.value.hint == f"nearest: {nearest}"
+
+
+_RAMP = {"start": 64, "increment": 32, "samples": 100_000}  # to 512: 64, 96, 128, ...
+
+
+def test_a_plan_for_a_ramp_divides_each_of_its_batches_and_says_so(planned_recipe, cluster_like):
+    recipe = planned_recipe(global_batch_size=512, batch_ramp=_RAMP, num_steps=2000)
+    plan = search(recipe, cluster_like(gpus=8))
+    for each in (plan.chosen, *plan.alternatives, *plan.pareto):
+        for batch in range(64, 513, 32):
+            assert batch % (each.strategy.micro_batch_size * 8) == 0
+        assert each.strategy.global_batch_size == 512
+    assert any("batch ramp: accumulation" in said and "divides 32" in said for said in plan.assumptions)
+
+
+def test_the_training_time_of_a_ramp_is_the_sum_of_its_steps(planned_recipe, cluster_like):
+    recipe = planned_recipe(global_batch_size=512, batch_ramp=_RAMP, num_steps=2000)
+    cluster = cluster_like(gpus=8)
+    chosen = search(recipe, cluster).chosen
+    micro, total_s = chosen.strategy.micro_batch_size, 0.0
+    for first, num_steps in course.stretches(recipe):
+        strategy = replace(chosen.strategy, gradient_accumulation_steps=first.global_batch_size // (8 * micro))
+        total_s += num_steps * cost.step_time(cost.Job.of(recipe), strategy, cluster).step_s
+    assert chosen.time.train_days * 86_400 == pytest.approx(total_s, rel=1e-6)
+    assert total_s < 0.95 * 2000 * chosen.time.step_s
+
+
+@pytest.mark.parametrize(
+    ("ramp", "field", "nearest"),
+    [
+        ({"start": 60, "increment": 4, "samples": 1000}, "batch_ramp.start", "56 and 64"),
+        ({"start": 508, "increment": 4, "samples": 1000}, "batch_ramp.start", "504"),
+        ({"start": 64, "increment": 4, "samples": 1000}, "batch_ramp.increment", "8"),
+    ],
+)
+def test_a_ramp_that_the_ranks_do_not_divide_is_refused_with_the_nearest_that_they_do(
+    ramp, field, nearest, planned_recipe, cluster_like
+):
+    with pytest.raises(InputError) as caught:
+        search(planned_recipe(global_batch_size=512, batch_ramp=ramp), cluster_like(gpus=8))
+    assert (caught.value.field, caught.value.hint) == (field, f"nearest: {nearest}")
+
+
+def test_a_curriculum_is_priced_at_the_full_length_and_that_is_said(planned_recipe, cluster_like):
+    plain = planned_recipe()
+    growing = {"start": 64, "increment": 64, "samples": 10_000}
+    recipe = planned_recipe(data={**plain.data.model_dump(), "curriculum": growing})
+    plan, usual = search(recipe, cluster_like()), search(plain, cluster_like())
+    assert plan.chosen == usual.chosen
+    assert any(f"of samples of {plain.data.seq_length} tokens" in said for said in plan.assumptions)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ LAYOUTS = {
 }
 
 
-def reference(recipe, folder, micro=2):
+def reference(recipe, folder, micro=2, batches=(8,) * 6):
     """(signal, noise) of each step from the definition in McCandlish et al. 2018, appendix A.1, in plain torch.
 
     The training is the reference's own, in float64. The mean over small batches weighs them by their targets.
@@ -43,7 +43,7 @@ def reference(recipe, folder, micro=2):
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.optimizer.weight_decay), betas=recipe.optimizer.betas, eps=recipe.optimizer.eps
     )
-    size, found = recipe.global_batch_size, []
+    found = []
 
     def gradient(samples):
         batch = corpus.train.batch(samples)
@@ -53,7 +53,7 @@ def reference(recipe, folder, micro=2):
         return gradients, sum(float(g.square().sum()) for g in gradients), int((labels >= 0).sum())
 
     for step in range(recipe.num_steps):
-        first = step * size
+        first, size = sum(batches[:step]), batches[step]
         gradients, big, num_targets = gradient(range(first, first + size))
         small = 0.0
         for start in range(first, first + size, micro):
@@ -82,8 +82,8 @@ def ragged_batches():
     """Every third sample keeps but four of its targets."""
     whole = Split.batch
 
-    def batch(self, indices):
-        found = whole(self, indices)
+    def batch(self, indices, *seq_length):
+        found = whole(self, indices, *seq_length)
         for row, index in enumerate(indices):
             if index % 3 == 0:
                 found["labels"][row, 4:] = data.IGNORED
@@ -140,6 +140,15 @@ def test_in_every_layout_signal_and_noise_are_those_of_gradients_taken_one_by_on
     for number, strategy in enumerate(layouts.values()):
         lines = trained(tmp_path / str(number), recipe, strategy)
         assert_close(lines, truth, 1e-4)
+
+
+def test_on_a_ramp_the_batch_that_is_compared_is_the_steps_own(tmp_path):
+    ramp, batches = {"start": 4, "increment": 4, "samples": 24}, [4, 4, 8, 12, 16]  # at samples 0, 4, 8, 16 and 28
+    recipe = tiny_recipe(tmp_path, num_steps=5, global_batch_size=16, batch_ramp=ramp)
+    truth = reference(recipe, tmp_path, batches=batches)
+    assert_close(trained(tmp_path / "two", recipe, layout(2, 2, micro=2, batch=16)), truth, 1e-4)
+    lines = trained(tmp_path / "one", recipe, layout(1, 0, micro=4, batch=16))
+    assert [("gradient_noise" in line) for line in lines] == [False, False, True, True, True]
 
 
 def test_micro_batches_with_unequal_numbers_of_targets_count_by_their_targets(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from scaling.errors import FileProblems
 from scaling.manifest import Manifest
 from scaling.training import checkpoint
 from tests.ranks import on_ranks
-from tests.training.runs import layout, metrics, tiny_recipe
+from tests.training.runs import layout, metrics, run, tiny_recipe
 
 _ASKED = os.environ.get("SCALE_TEST_OFFLOAD")
 _CPU = [("cpu", "none"), ("none", "cpu"), ("cpu", "cpu")]
@@ -54,6 +54,18 @@ def test_offloaded_states_train_to_the_same_losses_and_take_the_bytes_that_the_e
     reference = losses.pop(("none", "none"))
     for found in losses.values():
         assert found == pytest.approx(reference, rel=1e-5 if precision == "fp32" else 2e-3)
+
+
+@pytest.mark.skipif(not _ASKED, reason="compiles for minutes: SCALE_TEST_OFFLOAD=cpu or nvme")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloaded_optimizers_train_to_the_same_losses_while_the_batch_grows(stage, tmp_path):
+    ramp = {"start": 4, "increment": 4, "samples": 40}  # accumulation 1, 1, 1, 1, 2, 2, 3, 4
+    what = tiny_recipe(tmp_path, num_steps=8, global_batch_size=16, batch_ramp=ramp)
+    losses = {}
+    for place in ("none", "cpu"):
+        strategy = replace(layout(2, stage, micro=2, batch=16), offload_optimizer=place)
+        losses[place] = [line["loss"] for line in run(tmp_path / place, what, strategy)]
+    assert losses["cpu"] == pytest.approx(losses["none"], rel=1e-5)
 
 
 @pytest.mark.parametrize("then", ["cpu", "nvme"])

@@ -1,11 +1,13 @@
 """A run that stops and goes on is the run that never stopped, bit for bit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from scaling import manifest, train
 from scaling.errors import FileProblems, InputError
+from scaling.recipe import Growth
 from scaling.training import checkpoint
 from scaling.training.export import export
 from tests.training.runs import files, layout, losses, metrics, run, tiny_recipe
@@ -32,6 +34,26 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(name, tmp_path)
         straight = [line[key] for line in metrics(tmp_path / "straight")]
         assert [line[key] for line in metrics(tmp_path / "broken")] == straight, key
     # The weights too: exports hold the fp32 master copy.
+    exports = [export(tmp_path / part, tmp_path / f"{part}-export") for part in ("straight", "broken")]
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in exports)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "micro"), [("fp32", 0, 2), ("bf16", 1, 1), ("fp32", 2, 2), ("bf16", 3, 2)]
+)
+def test_a_run_resumed_in_the_midst_of_its_ramp_repeats_the_uninterrupted_one(precision, stage, micro, tmp_path):
+    ramp = {"start": 4, "increment": 4, "samples": 40}  # batches 4, 4, 4, 4, 8, 8, 12, 16
+    recipe = tiny_recipe(
+        tmp_path, precision=precision, dropout=0.1, num_steps=8, global_batch_size=16, batch_ramp=ramp
+    )  # fmt: skip
+    strategy = layout(2, stage, micro=micro, batch=16)
+    run(tmp_path / "straight", recipe, strategy)
+    for stop in ("5", "7", "8"):  # after one step of 8 of two, and between 12 and 16
+        run(tmp_path / "broken", recipe, strategy, "--max_steps", stop)
+    for key in ("loss", "grad_norm", "lr", "samples", "tokens", "gradient_noise"):
+        straight = [line.get(key) for line in metrics(tmp_path / "straight")]
+        assert [line.get(key) for line in metrics(tmp_path / "broken")] == straight, key
     exports = [export(tmp_path / part, tmp_path / f"{part}-export") for part in ("straight", "broken")]
     first, second = ((folder / "model.safetensors").read_bytes() for folder in exports)
     assert first == second
@@ -67,6 +89,17 @@ def test_evaluating_or_saving_more_often_is_not_another_recipe(finished):
     folder, recipe, strategy = finished
     changed = recipe.model_copy(update={"evaluate_every_steps": 1, "checkpoint_every_steps": 1})
     checkpoint.require_match(manifest.find(folder, "run"), changed, strategy)
+
+
+def test_a_checkpoint_from_before_a_field_was_there_is_of_the_same_recipe(finished, tmp_path):
+    folder, recipe, strategy = finished
+    found = manifest.read(manifest.find(folder, "run"))
+    del found.recipe["batch_ramp"], found.recipe["data"]["curriculum"]
+    (tmp_path / manifest.NAME).write_text(replace(found, files={}).dump())
+    checkpoint.require_match(tmp_path, recipe, strategy)
+    ramped = recipe.model_copy(update={"batch_ramp": Growth(start=4, increment=4, samples=8)})
+    with pytest.raises(FileProblems, match="recipe batch_ramp: None then"):
+        checkpoint.require_match(tmp_path, ramped, strategy)
 
 
 def test_a_path_without_a_checkpoint_is_one_clear_error(tmp_path):

@@ -1,10 +1,13 @@
 """The sentence that the project stands on: a plan never changes the loss."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from scaling import data, models
+from scaling import course, data, models
+from scaling.training.loop import Training
 from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 from tests.training.runs import layout, run, tiny_recipe
@@ -28,7 +31,7 @@ LAYOUTS = {
 }
 
 
-def reference(recipe, tmp_path):
+def reference(recipe, tmp_path, batches=(8,) * 6, seq_lengths=(32,) * 6):
     """The same run in plain torch: the whole batch at once, transformers' logits, torch's AdamW and clipping.
 
     Returns (losses, gradient norms, validation loss after the last step).
@@ -45,8 +48,8 @@ def reference(recipe, tmp_path):
 
     losses, norms = [], []
     for step in range(recipe.num_steps):
-        first = step * recipe.global_batch_size
-        loss = mean_loss(corpus.train.batch(range(first, first + recipe.global_batch_size)))
+        first = sum(batches[:step])
+        loss = mean_loss(corpus.train.batch(range(first, first + batches[step]), seq_lengths[step]))
         optimizer.zero_grad()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clipping)))
@@ -71,6 +74,67 @@ def test_every_layout_gives_the_losses_of_a_plain_torch_loop(family, tmp_path):
         assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-5), name
         assert [line["grad_norm"] for line in lines] == pytest.approx(norms, rel=1e-4), name
         assert lines[-1]["validation_loss"] == pytest.approx(validation, rel=1e-5), name
+
+
+RAMP = {"start": 4, "increment": 4, "samples": 40}
+RAMPED = [4, 4, 4, 4, 8, 8, 12, 16]  # at samples 0, 4, 8, 12, 16, 24, 32 and 44
+RAMP_LAYOUTS = {
+    "1 rank, stage 0, accumulation 1 to 4": layout(1, 0, micro=4, batch=16),
+    "2 ranks, stage 0, accumulation 1 to 4": layout(2, 0, micro=2, batch=16),
+    "2 ranks, stage 1, accumulation 1 to 4": layout(2, 1, micro=2, batch=16),
+    "2 ranks, stage 2, accumulation 2 to 8, checkpointing": layout(2, 2, micro=1, batch=16, checkpointing="full"),
+    "2 ranks, stage 2, accumulation 1 to 4": layout(2, 2, micro=2, batch=16),
+    "2 ranks, stage 3, accumulation 1 to 4": layout(2, 3, micro=2, batch=16),
+    "2 ranks, stage 3, accumulation 2 to 8, chunked loss": layout(2, 3, micro=1, batch=16, loss="chunked"),
+}
+
+
+def test_every_layout_gives_the_losses_of_a_plain_torch_loop_while_the_batch_grows(tmp_path):
+    recipe = tiny_recipe(tmp_path, num_steps=8, global_batch_size=16, batch_ramp=RAMP)
+    losses, norms, validation = reference(recipe, tmp_path, RAMPED, (32,) * 8)
+    assert losses[-1] < losses[0] - 0.3
+    for name, strategy in RAMP_LAYOUTS.items():
+        lines = run(tmp_path / name.replace(",", "").replace(" ", "_"), recipe, strategy)
+        assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-5), name
+        assert [line["grad_norm"] for line in lines] == pytest.approx(norms, rel=1e-4), name
+        assert [line["samples"] for line in lines] == [4, 8, 12, 16, 24, 32, 44, 60]
+        assert lines[-1]["validation_loss"] == pytest.approx(validation, rel=1e-5), name
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_every_layout_gives_the_losses_of_a_plain_torch_loop_while_samples_and_batch_grow(family, tmp_path):
+    seq_lengths = [8, 8, 8, 16, 16, 24, 24, 32]  # at the samples above, from 8 by 8 over 36
+    corpus = {**tiny_recipe(tmp_path).data.model_dump(), "curriculum": {"start": 8, "increment": 8, "samples": 36}}
+    recipe = tiny_recipe(
+        tmp_path, family=family, num_steps=8, global_batch_size=16, batch_ramp=RAMP, data=corpus
+    )  # fmt: skip
+    losses, norms, validation = reference(recipe, tmp_path, RAMPED, seq_lengths)
+    assert losses[-1] < losses[0] - 0.3
+    for name, strategy in list(RAMP_LAYOUTS.items())[::3]:
+        lines = run(tmp_path / name.replace(",", "").replace(" ", "_"), recipe, strategy)
+        assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-5), name
+        assert [line["grad_norm"] for line in lines] == pytest.approx(norms, rel=1e-4), name
+        tokens = [batch * T for batch, T in zip(RAMPED, seq_lengths, strict=True)]
+        assert [line["tokens"] for line in lines] == [sum(tokens[: step + 1]) for step in range(8)]
+        speeds = [line["tokens_per_second"] * line["elapsed_s"] for line in lines]
+        assert speeds == pytest.approx(tokens)
+        assert lines[-1]["validation_loss"] == pytest.approx(validation, rel=1e-5), name
+
+
+def test_dropout_is_seeded_anew_for_every_micro_batch_of_a_ramp(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, num_steps=30, dropout=0.1, global_batch_size=16, batch_ramp=RAMP)
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed % 2**32))  # what torch's CPU keeps of it
+    for rank in (0, 1):
+        ranks = SimpleNamespace(rank=rank, world_size=2)
+        training = SimpleNamespace(
+            recipe=recipe, strategy=layout(2, 0, micro=1, batch=16), ranks=ranks, moved=lambda batch: batch,
+            corpus=SimpleNamespace(train=SimpleNamespace(batch=lambda *_: None)),
+        )  # fmt: skip
+        for number in range(30):
+            for first_sample, _ in Training.micro_batches(training, course.at(recipe, number)):
+                Training.seed_dropout(training, first_sample)
+    assert len(seeds) == len(set(seeds)) == course.num_samples(recipe)
 
 
 def test_bf16_losses_agree_between_stages_and_splits_to_bf16_rounding(tmp_path):

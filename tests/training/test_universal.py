@@ -105,7 +105,7 @@ def engines(folder, recipe, writes, reads, frozen=()):
 
 def training(folder, recipe, where, corpus, here):
     from scaling.training.engine import make_engine
-    from scaling.training.guards import Watch
+    from scaling.training.guards import Judge
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
@@ -116,7 +116,7 @@ def training(folder, recipe, where, corpus, here):
     return Training(
         recipe=recipe, strategy=where.strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=None,
         metrics=None, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, where.strategy, here.device),
-        saver=checkpoint.Saver(engine, folder, recipe, where.strategy, here), watch=Watch(recipe.guards),
+        saver=checkpoint.Saver(engine, folder, recipe, where.strategy, here), judge=Judge(recipe.guards),
         watchdog=Watchdog(folder, here, None, hint=""), request=StopRequest(), step=0, stop_step=BEFORE + AFTER,
     )  # fmt: skip
 
