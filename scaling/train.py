@@ -22,6 +22,7 @@ from scaling.files import read_text, write_folder
 from scaling.recipe import Recipe
 from scaling.report import comparison, table
 from scaling.strategy import LossKernel, Strategy
+from scaling.training import tracking
 
 if TYPE_CHECKING:
     from scaling.data import Corpus
@@ -43,6 +44,8 @@ class Request:
     max_steps: int | None
     loss_kernel: LossKernel
     world_size: int
+    track: tuple[str, ...]
+    command: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,6 +70,9 @@ def parse(argv: Sequence[str] | None = None) -> Request:
     parser.add_argument("--max_steps", type=int, help="stop after this many steps of the recipe's schedule")
     parser.add_argument(
         "--loss_kernel", choices=get_args(LossKernel), help="full or chunked logits; default: the plan's, or full"
+    )
+    parser.add_argument(
+        "--track", default=tracking.DEFAULT, help="beside metrics.jsonl: tensorboard, csv, wandb, trackio, or none"
     )
     parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by launchers")
@@ -95,6 +101,9 @@ def parse(argv: Sequence[str] | None = None) -> Request:
         max_steps=args.max_steps,
         loss_kernel=args.loss_kernel or _planned_loss_kernel(plan),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        # Only the first rank tracks, and only there must a tracker be installed.
+        track=tracking.names_of(args.track) if os.environ.get("RANK", "0") == "0" else (),
+        command=(sys.argv[0], *(sys.argv[1:] if argv is None else argv)),
     )
 
 
@@ -106,7 +115,7 @@ def run(request: Request) -> None:
     config, notes = ds_config.reconcile(request.config, recipe, strategy)
 
     from scaling import data
-    from scaling.training import checkpoint, ranks, run
+    from scaling.training import checkpoint, environment, ranks, run
     from scaling.training.progress import Talk
 
     ranks.complete_environment()
@@ -124,6 +133,7 @@ def run(request: Request) -> None:
     here.barrier()
     with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
         try:
+            environment.record(folder, here, request.command)
             talk = Talk(stream, speaks=here.is_first)
             for note in notes:
                 talk.say(note)
@@ -146,7 +156,8 @@ def _train(
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
-    from scaling.training.run import Metrics, read_metrics
+    from scaling.training.run import read_metrics
+    from scaling.training.watch import Watch
 
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
     engine = make_engine(recipe, config, strategy)
@@ -164,36 +175,52 @@ def _train(
     if step >= stop:
         talk.say(f"already at step {step} of {stop}: nothing to do")
         return
-    metrics = None
+    metrics, predicted = None, {}
+    gauge = MemoryGauge(here.device)
     if here.is_first:
         shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
-        metrics = Metrics(folder / "metrics.jsonl", resumed_step=step)
+        asked = recipe.model_dump(mode="json")
+        tracked = tracking.Run(folder=folder, name=recipe.name, config=asked, resumed_step=step)
+        metrics = tracking.Tracking(tracked, request.track, talk.say)
+        predicted = _prediction(request, strategy, here)
+    watch = Watch(recipe, here, engine, gauge, predicted)
+    if here.is_first:
+        talk.say(str(watch))
     training = Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
-        metrics=metrics, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, strategy, here.device),
+        metrics=metrics, gauge=gauge, noise=GradientNoise(engine, strategy, here.device), watch=watch,
         step=step, stop_step=stop,
     )  # fmt: skip
-    training.run()
-    if metrics:
-        metrics.close()
+    try:
+        training.run()
+    finally:
+        if metrics:
+            metrics.close()
+    if here.is_first:
         measured = training.measured()
         if request.plan is None:
-            predicted = _prediction(recipe, strategy, here)
             measured = {name: {**entry, "predicted": predicted.get(name)} for name, entry in measured.items()}
         write_folder(folder, {"measured.json": json.dumps(measured, indent=2) + "\n"}, "run_dir")
         talk.say(table(comparison(folder)))
         talk.say(training.noise.report(read_metrics(folder / "metrics.jsonl"), recipe.data.seq_length))
 
 
-def _prediction(recipe: Recipe, strategy: Strategy, here: "Ranks") -> dict[str, float]:
-    """What the estimator says of a run that no plan came with, on this machine; nothing for a GPU it does not know."""
+def _prediction(request: Request, strategy: Strategy, here: "Ranks") -> dict[str, float]:
+    """What the plan says of this run; without one the estimator, for this machine; nothing of a GPU unknown to it."""
+    if request.plan:
+        plan = request.plan
+        found = {
+            "peak_allocated_bytes": plan.get("memory", {}).get("peak_allocated_bytes"),
+            "tokens_per_second": plan.get("time", {}).get("tokens_per_second"),
+        }
+        return {name: value for name, value in found.items() if value is not None}
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or here.world_size)
     nodes = here.world_size // per_node
     try:
         cluster, _ = hardware.cluster_of("cpu" if here.on_cpu else None, per_node, nodes, None, None)
     except ScaleError:
         return {}
-    job = cost.Job.of(recipe)
+    job = cost.Job.of(request.recipe)
     return {
         "peak_allocated_bytes": cost.memory(job, strategy, cluster).peak_allocated_bytes,
         "tokens_per_second": cost.step_time(job, strategy, cluster).tokens_per_second,

@@ -20,8 +20,9 @@ from scaling.training.noise_scale import GradientNoise
 from scaling.training.optimizer import set_learning_rate
 from scaling.training.progress import Talk
 from scaling.training.ranks import Ranks
-from scaling.training.run import Metrics
 from scaling.training.schedule import learning_rate
+from scaling.training.tracking import Tracking
+from scaling.training.watch import Watch
 
 Batch = dict[str, torch.Tensor]
 
@@ -37,9 +38,10 @@ class Training:
     corpus: Corpus
     folder: Path
     talk: Talk
-    metrics: Metrics | None
+    metrics: Tracking | None
     gauge: MemoryGauge
     noise: GradientNoise
+    watch: Watch
     step: int
     stop_step: int
     step_seconds: list[float] = field(default_factory=list)
@@ -67,10 +69,12 @@ class Training:
 
     def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, float]:
         """One optimizer step on the next global batch; its loss, learning rate, gradient norm and noise."""
-        engine, ranks = self.engine, self.ranks
+        engine, ranks, clock = self.engine, self.ranks, self.watch.clock
+        clock.start()
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
         micro_batches = list(self.micro_batches())
+        clock.lap("data")
         # The loss is the sum over targets divided by their global number. DeepSpeed averages over ranks, which
         # multiplying by their number undoes; so no split of the batch changes the gradient.
         num_targets = ranks.summed(sum(count_targets(batch) for batch in micro_batches))
@@ -80,14 +84,18 @@ class Training:
             self.seed_dropout(number)
             last = number == len(micro_batches) - 1
             with self.gauge.watching(engine.module, on=watch_memory and last):
+                clock.lap("rest")
                 micro_loss = engine(**batch)
+                clock.lap("forward")
                 engine.backward(micro_loss * scale, scale_wrt_gas=False)
+                clock.lap("backward")
                 sums += torch.stack([micro_loss.detach(), self.noise.of_micro_batch(count_targets(batch))])
                 del micro_loss
                 if last:
                     grad_norm = step_and_gradient_norm(engine)
                 else:
                     engine.step()  # counts the micro step; the engine accumulates
+                clock.lap("optimizer")
         self.step += 1
         loss_sum, squares = ranks.summed(sums)
         values = {"loss": float(loss_sum / num_targets), "lr": lr, "grad_norm": float(grad_norm)}
@@ -139,11 +147,13 @@ class Training:
             **values,
             "tokens_per_second": tokens_per_second,
             "elapsed_s": elapsed_s,
+            "global_batch_size": self.recipe.global_batch_size,
             "samples": self.step * self.recipe.global_batch_size,
         }
         if self.recipe.precision == "fp16":
             line |= {"loss_scale": float(self.engine.optimizer.loss_scale), "skipped_steps": self.engine.skipped_steps}
         if self.metrics:
+            line |= self.watch.of_step(self.step, elapsed_s)
             self.metrics.write(line)
         left_s = (self.stop_step - self.step) * median(self.step_seconds[-20:])
         self.talk.step(line, self.stop_step, left_s)

@@ -2,6 +2,8 @@
 
 recipe.yaml  ds_config.json  plan.json   what was asked for
 metrics.jsonl                            one line per optimizer step
+tensorboard/  metrics.csv                the same numbers, where --track asks for them
+environment.json                         one entry per life of the run: versions, hosts, devices, command
 measured.json                            what `scale report` holds against plan.json
 checkpoints/  logs/rank_N.log
 """
@@ -18,7 +20,7 @@ from typing import Any, TextIO
 
 from scaling import recipe as recipes
 from scaling.errors import InputError
-from scaling.files import write_folder
+from scaling.files import read_json_lines, write_folder
 from scaling.recipe import Recipe
 
 
@@ -56,7 +58,10 @@ def _says_the_same(path: Path, text: str) -> bool:
 
 def set_aside(folder: Path) -> Path | None:
     """Moves an earlier life's metrics and checkpoints into `folder`/replaced-N; None where there is nothing."""
-    names = ["metrics.jsonl", "measured.json", "checkpoints", "logs"]
+    names = [
+        "metrics.jsonl", "measured.json", "checkpoints", "logs", "tensorboard", "metrics.csv", "environment.json",
+        "events.jsonl", "wandb_id", "trackio_id",
+    ]  # fmt: skip
     there = [folder / name for name in names if (folder / name).exists()]
     if not any(path.is_file() or any(path.glob("step_*")) for path in there):
         return None
@@ -72,13 +77,11 @@ class Metrics:
     """metrics.jsonl: one JSON object a step. Resuming at step N keeps lines 1 to N and goes on from there."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        kept = []
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= resumed_step]
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by close()
-        self._file.writelines(f"{line}\n" for line in kept)
-        self._file.flush()
+            kept = "".join(f"{line}\n" for line in lines if _step(line) <= resumed_step)
+            write_folder(path.parent, {path.name: kept}, "run_dir")  # beside and renamed: a kill here loses no line
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by close()
 
     def write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
@@ -89,7 +92,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path, "run")
 
 
 def _step(line: str) -> float:
