@@ -18,7 +18,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import svg
 import torch
 
 from scaling import data, models
@@ -27,6 +26,7 @@ from scaling.batch import noise_scale
 from scaling.data import Corpus
 from scaling.optim import Lamb
 from scaling.recipe import Recipe
+from scaling.report import svg
 from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 

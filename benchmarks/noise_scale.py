@@ -54,6 +54,7 @@ def main() -> None:
     from scaling.training.progress import Talk
     from scaling.training.run import quiet
     from scaling.training.signals import StopRequest
+    from scaling.training.watch import Watch
     from scaling.training.watchdog import Watchdog
 
     recipe = recipe_of(model, precision)
@@ -95,6 +96,7 @@ def main() -> None:
             gauge=MemoryGauge(here.device), noise=noise_scale.GradientNoise(engine, strategy, here.device), stop_step=0,
             saver=Saver(engine, folder, recipe, strategy, here), judge=Judge(recipe.guards), request=StopRequest(),
             watchdog=Watchdog(folder, here, None, hint=""),
+            watch=Watch(recipe, here, engine, MemoryGauge(here.device), {}),
         )  # fmt: skip
         hooks = {p: dict(p._backward_hooks) for p in engine.module.parameters() if p._backward_hooks}
         seconds: dict[bool, list[float]] = {True: [], False: []}

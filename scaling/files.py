@@ -1,10 +1,12 @@
 """Files at the edges: small user files read with one clear error, outputs written whole or not at all."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from scaling.errors import InputError, did_you_mean
 
@@ -32,6 +34,29 @@ def read_text(path: str | Path, field: str) -> str:
         raise
     except ValueError as error:  # a NUL in the name
         raise InputError(field, str(path), f"cannot be read: {error}") from None
+
+
+def read_json_lines(path: str | Path, field: str) -> list[dict[str, Any]]:
+    """The objects of a file with one in each line, however many. A last line without its end is left out: it is being
+    written, or a crash has cut it. Raises InputError naming `field` where the file or a line cannot be read.
+    """
+    found: list[dict[str, Any]] = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith("\n"):
+                    break
+                value = json.loads(line)
+                if not isinstance(value, dict):
+                    raise InputError(field, str(path), f"has a line {number} that is not a JSON object")
+                found.append(value)
+    except OSError as error:
+        raise InputError(field, str(path), f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(field, str(path), "is not a text file (not UTF-8)") from None
+    except json.JSONDecodeError as error:
+        raise InputError(field, str(path), f"has a line {number} that is not JSON: {error.msg}") from None
+    return found
 
 
 def _neighbours(path: Path) -> str:

@@ -23,6 +23,7 @@ from scaling.files import read_text, write_folder
 from scaling.recipe import Recipe
 from scaling.report import comparison, table
 from scaling.strategy import LossKernel, Strategy
+from scaling.training import tracking
 
 if TYPE_CHECKING:
     from scaling.data import Corpus
@@ -47,6 +48,8 @@ class Request:
     world_size: int
     patience_s: float | None
     save_in_background: bool
+    track: tuple[str, ...]
+    command: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,6 +91,9 @@ def parse(argv: Sequence[str] | None = None) -> Request:
     parser.add_argument(
         "--patience_s", type=float, help="end the run when no rank has moved for so long; default: by its slowest step"
     )
+    parser.add_argument(
+        "--track", default=tracking.DEFAULT, help="beside metrics.jsonl: tensorboard, csv, wandb, trackio, or none"
+    )
     parser.add_argument("--seed", type=int, help="instead of the recipe's seed")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by launchers")
     parser.add_argument("--deepspeed", action="store_true", help="accepted for launchers' sake; always on")
@@ -119,6 +125,9 @@ def parse(argv: Sequence[str] | None = None) -> Request:
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         patience_s=args.patience_s,
         save_in_background=args.save == "background",
+        # Only the first rank tracks, and only there must a tracker be installed.
+        track=tracking.names_of(args.track) if os.environ.get("RANK", "0") == "0" else (),
+        command=(sys.argv[0], *(sys.argv[1:] if argv is None else argv)),
     )
 
 
@@ -130,7 +139,7 @@ def run(request: Request) -> None:
     config, notes = ds_config.reconcile(request.config, recipe, strategy)
 
     from scaling import data
-    from scaling.training import checkpoint, ranks, run
+    from scaling.training import checkpoint, environment, ranks, run
     from scaling.training.progress import Talk
     from scaling.training.signals import StopRequest
 
@@ -154,6 +163,7 @@ def run(request: Request) -> None:
                 if resume_from:
                     notes += checkpoint.set_aside_after(folder / "checkpoints", resume_from)
             here.barrier()
+            environment.record(folder, here, request.command)
             with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
                 talk = Talk(stream, speaks=here.is_first)
                 for note in notes:
@@ -180,7 +190,8 @@ def _train(
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
     from scaling.training.ranks import lost_another
-    from scaling.training.run import Metrics, read_metrics
+    from scaling.training.run import read_metrics
+    from scaling.training.watch import Watch
     from scaling.training.watchdog import Watchdog
 
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
@@ -205,10 +216,17 @@ def _train(
     if step >= stop:
         talk.say(f"already at step {step} of {stop}: nothing to do")
         return
-    metrics = None
+    metrics, predicted = None, {}
+    gauge = MemoryGauge(here.device)
     if here.is_first:
         shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
-        metrics = Metrics(folder / "metrics.jsonl", resumed_step=step)
+        asked = recipe.model_dump(mode="json")
+        tracked = tracking.Run(folder=folder, name=recipe.name, config=asked, resumed_step=step)
+        metrics = tracking.Tracking(tracked, request.track, talk.say)
+        predicted = _prediction(request, strategy, here)
+    watch = Watch(recipe, here, engine, gauge, predicted)
+    if here.is_first:
+        talk.say(str(watch))
     hint = f"the same command goes on from the newest checkpoint in {folder / 'checkpoints'}"
     watchdog = Watchdog(folder / "logs", here, request.patience_s, hint=hint)
     saver = checkpoint.Saver(
@@ -217,8 +235,8 @@ def _train(
     )  # fmt: skip
     training = Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
-        metrics=metrics, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, strategy, here.device),
-        saver=saver, judge=judge, watchdog=watchdog, request=stop_request, step=step, stop_step=stop,
+        metrics=metrics, gauge=gauge, noise=GradientNoise(engine, strategy, here.device), watch=watch, saver=saver,
+        judge=judge, watchdog=watchdog, request=stop_request, step=step, stop_step=stop,
     )  # fmt: skip
     try:
         with watchdog:
@@ -228,26 +246,34 @@ def _train(
             raise
         message = f"rank {here.rank}, in {watchdog.doing_now}: another rank is gone ({str(error).splitlines()[0]})"
         raise Stopped(message, exit_code=75, hint=hint, by_every_rank=True) from None
-    if metrics:
-        metrics.close()
+    finally:
+        if metrics:
+            metrics.close()
+    if here.is_first:
         measured = training.measured()
         if request.plan is None:
-            predicted = _prediction(recipe, strategy, here)
             measured = {name: {**entry, "predicted": predicted.get(name)} for name, entry in measured.items()}
         write_folder(folder, {"measured.json": json.dumps(measured, indent=2) + "\n"}, "run_dir")
         talk.say(table(comparison(folder)))
         talk.say(training.noise.report(read_metrics(folder / "metrics.jsonl"), recipe.data.seq_length))
 
 
-def _prediction(recipe: Recipe, strategy: Strategy, here: "Ranks") -> dict[str, float]:
-    """What the estimator says of a run that no plan came with, on this machine; nothing for a GPU it does not know."""
+def _prediction(request: Request, strategy: Strategy, here: "Ranks") -> dict[str, float]:
+    """What the plan says of this run; without one the estimator, for this machine; nothing of a GPU unknown to it."""
+    if request.plan:
+        plan = request.plan
+        found = {
+            "peak_allocated_bytes": plan.get("memory", {}).get("peak_allocated_bytes"),
+            "tokens_per_second": plan.get("time", {}).get("tokens_per_second"),
+        }
+        return {name: value for name, value in found.items() if value is not None}
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or here.world_size)
     nodes = here.world_size // per_node
     try:
         cluster, _ = hardware.cluster_of("cpu" if here.on_cpu else None, per_node, nodes, None, None)
     except ScaleError:
         return {}
-    job = cost.Job.of(recipe)
+    job = cost.Job.of(request.recipe)
     return {
         "peak_allocated_bytes": cost.memory(job, strategy, cluster).peak_allocated_bytes,
         "tokens_per_second": cost.step_time(job, strategy, cluster).tokens_per_second,

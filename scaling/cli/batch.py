@@ -107,14 +107,15 @@ def _measured(run: Path) -> tuple[Path, float | None, str]:
     from scaling import recipe
     from scaling.batch.noise_scale import of_run
     from scaling.errors import InputError
-    from scaling.files import read_text
+    from scaling.files import read_json_lines
 
     path, metrics = run / "recipe.yaml", run / "metrics.jsonl"
     if not (path.is_file() and metrics.is_file()):
         raise InputError("run", str(run), "is no run directory", hint="one that scale/train.py wrote to")
     try:
-        lines = [json.loads(line) for line in read_text(metrics, "run").splitlines()]
-        found = of_run(lines)
+        found = of_run(read_json_lines(metrics, "run"))
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("run", str(metrics), f"has a line that is no step's: {error!r}") from None
     if found is None:

@@ -6,6 +6,7 @@ a mean of such means depends on how a batch was split.
 Alphabet: B batch, T sequence, N targets, D hidden, V vocabulary.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -55,18 +56,36 @@ def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> tor
 
 
 class ChunkedHead(nn.Module):
-    """The head and its loss in one: hidden states [N, D] and labels [N] in, the summed cross-entropy out."""
+    """The head and its loss in one: hidden states [N, D] and labels [N] in, the summed cross-entropy out.
+
+    On CUDA by Liger's kernels where they are installed. Not in fp16: Liger rounds the weight's gradient of the summed
+    loss to the weight's width before it is divided by the number of targets, which fp16's range may not hold.
+    """
 
     def __init__(self, weight_VD: nn.Parameter, chunk_tokens: int) -> None:
         super().__init__()
         self.weight = weight_VD
         self.chunk_tokens = chunk_tokens
+        self.has_liger = find_spec("liger_kernel") is not None
 
     def forward(self, hidden_ND: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        if self.has_liger and hidden_ND.is_cuda and hidden_ND.dtype != torch.float16:
+            return ligers_cross_entropy(hidden_ND, self.weight, labels_N)
         if torch.is_grad_enabled():
             return _ChunkedCrossEntropy.apply(hidden_ND, self.weight, labels_N, self.chunk_tokens)
         chunks = zip(hidden_ND.split(self.chunk_tokens), labels_N.split(self.chunk_tokens), strict=True)
         return sum(summed_cross_entropy(F.linear(hidden, self.weight), labels) for hidden, labels in chunks)
+
+
+def ligers_cross_entropy(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """The same sum in fp32 (liger-kernel 0.8.5, ops/fused_linear_cross_entropy.py), its logits about as large as the
+    hidden states. It waits for the device once in each forward, for the number of targets, and once in each backward.
+    """
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(
+        hidden_ND, weight_VD, labels_N, ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32
+    )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -44,13 +44,20 @@ def table(found: dict[str, Any]) -> Table:
     shown = Table(title="predicted against measured", title_justify="left", caption_justify="left", box=box.SIMPLE)
     for column in ("", "predicted", "measured", "ratio"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for cells in shown_rows(found):
+        shown.add_row(*cells)
+    shown.caption = "\n".join(f"{_name(row)}: {row['how']}" for row in found["rows"])
+    return shown
+
+
+def shown_rows(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(quantity, predicted, measured, ratio) in people's units."""
+    rows = []
     for row in found["rows"]:
         size = format_bytes if row["quantity"].endswith("_bytes") else format_count
         predicted = size(row["predicted"]) if row["predicted"] is not None else "unknown"
-        ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
-        shown.add_row(_name(row), predicted, size(row["measured"]), ratio)
-    shown.caption = "\n".join(f"{_name(row)}: {row['how']}" for row in found["rows"])
-    return shown
+        rows.append((_name(row), predicted, size(row["measured"]), f"{row['ratio']:.2f}" if row["ratio"] else ""))
+    return rows
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -26,9 +26,10 @@ from scaling.training.noise_scale import GradientNoise
 from scaling.training.optimizer import set_learning_rate
 from scaling.training.progress import Talk
 from scaling.training.ranks import Ranks
-from scaling.training.run import Metrics
 from scaling.training.schedule import learning_rate
 from scaling.training.signals import StopRequest
+from scaling.training.tracking import Tracking
+from scaling.training.watch import Watch
 from scaling.training.watchdog import Watchdog
 
 Batch = dict[str, torch.Tensor]
@@ -45,9 +46,10 @@ class Training:
     corpus: Corpus
     folder: Path
     talk: Talk
-    metrics: Metrics | None
+    metrics: Tracking | None
     gauge: MemoryGauge
     noise: GradientNoise
+    watch: Watch
     saver: Saver
     judge: Judge
     watchdog: Watchdog
@@ -136,12 +138,14 @@ class Training:
 
     def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, Any]:
         """One optimizer step on the next global batch; its loss, learning rate, gradient norm and noise."""
-        engine, ranks = self.engine, self.ranks
+        engine, ranks, clock = self.engine, self.ranks, self.watch.clock
+        clock.start()
         self.watchdog.doing(f"step {self.step + 1}, its batch")
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
         now = course.at(self.recipe, self.step)
         *micro_batches, last = self.micro_batches(now)
+        clock.lap("data")
         # The loss is the sum over targets divided by their global number. DeepSpeed averages over ranks, which
         # multiplying by their number undoes; so no split of the batch changes the gradient.
         num_targets = ranks.summed(sum(count_targets(batch) for _, batch in (*micro_batches, last)))
@@ -154,6 +158,7 @@ class Training:
         for first_sample, batch in micro_batches:
             sums[:2] += self.micro_step(first_sample, batch, scale)
             engine.step()  # counts the micro step; the engine accumulates
+            clock.lap("optimizer")
         engine.set_gradient_accumulation_boundary(True)
         with self.gauge.watching(engine.module, on=watch_memory):
             sums[:2] += self.micro_step(*last, scale)
@@ -162,7 +167,9 @@ class Training:
             loss_sum, squares, asked, written = ranks.summed(sums)
             self.num_asked, self.num_written = int(asked), int(written)
             loss = float(loss_sum / num_targets)
+            clock.lap("rest")
             grad_norm = self.update(loss, is_finite=math.isfinite(loss + float(squares)))
+            clock.lap("optimizer")
         self.step += 1
         values = {"loss": loss, "lr": lr, "grad_norm": float(grad_norm)}
         return values | self.noise.of_step(squares, scale, grad_norm, now.global_batch_size)
@@ -171,8 +178,12 @@ class Training:
         """Forward and backward of one micro batch: its summed loss, and what the noise scale asks of it."""
         self.watchdog.doing(f"step {self.step + 1}, a micro step")
         self.seed_dropout(first_sample)
+        clock = self.watch.clock
+        clock.lap("rest")
         loss = self.engine(**batch)
+        clock.lap("forward")
         self.engine.backward(loss * scale, scale_wrt_gas=False)
+        clock.lap("backward")
         return torch.stack([loss.detach(), self.noise.of_micro_batch(count_targets(batch))])
 
     def update(self, loss: float, *, is_finite: bool) -> torch.Tensor | float:
@@ -293,12 +304,14 @@ class Training:
             **values,
             "tokens_per_second": tokens_per_second,
             "elapsed_s": elapsed_s,
+            "global_batch_size": done.global_batch_size,
             "samples": reached.first_sample,
             "tokens": reached.tokens_before,
         }
         if self.recipe.precision == "fp16":
             line |= {"loss_scale": float(self.engine.optimizer.loss_scale), "skipped_steps": self.engine.skipped_steps}
         if self.metrics:
+            line |= self.watch.of_step(self.step, tokens_per_second, elapsed_s)
             self.metrics.write(line)
         left_s = (self.stop_step - self.step) * median(self.step_seconds[-20:])
         self.talk.step(line, self.stop_step, left_s)

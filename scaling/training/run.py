@@ -3,6 +3,8 @@
 recipe.yaml  ds_config.json  plan.json   what was asked for
 metrics.jsonl                            one line per optimizer step
 events.jsonl                             one line for each time that a guard acted
+tensorboard/  metrics.csv                the same numbers, where --track asks for them
+environment.json                         one entry per life of the run: versions, hosts, devices, command
 measured.json                            what `scale report` holds against plan.json
 checkpoints/  logs/rank_N.log
 """
@@ -10,16 +12,18 @@ checkpoints/  logs/rank_N.log
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
 from scaling import recipe as recipes
 from scaling.errors import InputError
-from scaling.files import replace_text, write_folder
+from scaling.files import read_json_lines, write_folder
 from scaling.recipe import Recipe
 
 
@@ -57,7 +61,10 @@ def _says_the_same(path: Path, text: str) -> bool:
 
 def set_aside(folder: Path) -> Path | None:
     """Moves an earlier life's metrics and checkpoints into `folder`/replaced-N; None where there is nothing."""
-    names = ["metrics.jsonl", "events.jsonl", "measured.json", "checkpoints", "logs"]
+    names = [
+        "metrics.jsonl", "measured.json", "checkpoints", "logs", "tensorboard", "metrics.csv", "environment.json",
+        "events.jsonl", "wandb_id", "trackio_id",
+    ]  # fmt: skip
     there = [folder / name for name in names if (folder / name).exists()]
     if not any(path.is_file() or any(path.glob("step_*")) for path in there):
         return None
@@ -70,41 +77,74 @@ def set_aside(folder: Path) -> Path | None:
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object a step. Resuming at step N keeps lines 1 to N and goes on from there."""
+    """metrics.jsonl, one JSON object a step, and events.jsonl, one for each time that a guard acted.
+
+    Resuming at step N keeps the lines of steps 1 to N and goes on from there. What is not a finite number is null.
+    """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        kept = []
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= resumed_step]
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by close()
-        self._file.writelines(f"{line}\n" for line in kept)
-        self._file.flush()
-        self._events = path.with_name("events.jsonl")
-        if self._events.exists():
-            lines = self._events.read_text(encoding="utf-8").splitlines()
-            replace_text(self._events, "".join(f"{line}\n" for line in lines if _step(line) <= resumed_step))
+        self._steps = _Lines(path, resumed_step)
+        self._events = _Lines(path.with_name("events.jsonl"), resumed_step)
 
-    def event(self, values: dict[str, Any]) -> None:
-        """Adds a line to events.jsonl: something that a guard did."""
-        with open(self._events, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+    def write(self, values: Mapping[str, Any]) -> None:
+        self._steps.add(values)
 
-    def write(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+    def event(self, values: Mapping[str, Any]) -> None:
+        self._events.add(values)
 
     def sync(self) -> None:
-        """Puts what was written on the disk, where a full one is no reason to stop."""
-        with contextlib.suppress(OSError):
-            os.fsync(self._file.fileno())
+        """Puts what was written on the disk."""
+        self._steps.sync()
+        self._events.sync()
 
     def close(self) -> None:
-        self._file.close()
+        self._steps.close()
+        self._events.close()
+
+
+class _Lines:
+    """A file of JSON lines that grows; what a full disk does not take waits, whole, for the next line."""
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = "".join(f"{line}\n" for line in lines if _step(line) <= resumed_step)
+            write_folder(path.parent, {path.name: kept}, "run_dir")  # beside and renamed: a kill here loses no line
+        self._path = path
+        self._file: FileIO | None = None  # opened with the first line: most runs have no events
+        self._waiting = b""
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        finite = {key: None if _is_no_number(value) else value for key, value in values.items()}
+        self._waiting += json.dumps(finite).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._file = self._file or FileIO(self._path, "a")
+            size = self._file.seek(0, os.SEEK_END)
+            try:
+                whole = self._file.write(self._waiting) == len(self._waiting)
+            except OSError:
+                whole = False
+            if whole:
+                self._waiting = b""
+            else:
+                self._file.truncate(size)
+
+    def sync(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._file:
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path, "run")
 
 
 def _step(line: str) -> float:

@@ -221,7 +221,7 @@ def test_what_is_no_run_is_an_error(scale, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("{nonsense\n")
     code, _, err = scale("batch", "--run", tmp_path / "run")
     assert code == 2
-    assert "is no step's" in err
+    assert "has a line 1 that is not JSON" in err
 
 
 def test_it_answers_without_torch():

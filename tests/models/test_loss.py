@@ -1,10 +1,13 @@
 """The summed loss against transformers' own, for the same weights."""
 
+import os
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scaling import models, registry
-from scaling.models.loss import IGNORED
+from scaling.models.loss import IGNORED, ligers_cross_entropy, summed_cross_entropy
 
 
 @pytest.mark.parametrize("name", ["gpt-demo", "bert-demo"])
@@ -83,3 +86,30 @@ def test_gpt2s_output_projections_start_smaller_by_the_depth():
     for name in ("attn.c_proj", "mlp.c_proj"):
         assert float(state[f"transformer.h.0.{name}.weight"].std()) == pytest.approx(expected, rel=0.03)
     assert float(state["transformer.h.0.mlp.c_fc.weight"].std()) == pytest.approx(0.02, rel=0.03)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_ligers_loss_and_gradients_are_those_of_all_logits_at_once(dtype, tolerance):
+    """On a GPU; or on a CPU where TRITON_INTERPRET=1 has triton's interpreter run the kernels, which is slow."""
+    pytest.importorskip("liger_kernel", reason="the extra [liger], which needs triton")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(40, 16, generator=generator).to(device, dtype)
+    weight = (0.3 * torch.randn(96, 16, generator=generator)).to(device, dtype)
+    labels = torch.randint(0, 96, (40,), generator=generator).to(device)
+    labels[::3] = IGNORED
+
+    def found(loss_of):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = loss_of(*leaves)
+        return loss.detach(), *torch.autograd.grad(loss * 0.125, leaves)
+
+    ours = found(lambda h, w: summed_cross_entropy(F.linear(h, w), labels))
+    theirs = found(lambda h, w: ligers_cross_entropy(h, w, labels))
+    assert theirs[0].dtype == torch.float32
+    for mine, other in zip(ours, theirs, strict=True):
+        assert float((mine - other).norm() / mine.norm()) < tolerance
+    with torch.no_grad():
+        assert float(ligers_cross_entropy(hidden, weight, labels)) == pytest.approx(float(ours[0]), rel=tolerance)

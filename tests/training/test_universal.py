@@ -110,6 +110,7 @@ def training(folder, recipe, where, corpus, here):
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
     from scaling.training.signals import StopRequest
+    from scaling.training.watch import Watch
     from scaling.training.watchdog import Watchdog
 
     engine = make_engine(recipe, where.config(recipe), where.strategy)
@@ -117,6 +118,7 @@ def training(folder, recipe, where, corpus, here):
         recipe=recipe, strategy=where.strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=None,
         metrics=None, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, where.strategy, here.device),
         saver=checkpoint.Saver(engine, folder, recipe, where.strategy, here), judge=Judge(recipe.guards),
+        watch=Watch(recipe, here, engine, MemoryGauge(here.device), {}),
         watchdog=Watchdog(folder, here, None, hint=""), request=StopRequest(), step=0, stop_step=BEFORE + AFTER,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Line charts side by side as an SVG, from plain strings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -31,6 +31,18 @@ class Panel:
     y_ticks: Sequence[float]
     log_x: bool = True
     log_y: bool = False
+
+
+def ticks(values: Iterable[float], most: int = 6) -> list[float]:
+    """Round numbers, at most `most` or one more, from below the least of `values` to above the largest."""
+    low, high = min(values := list(values)), max(values)
+    if low == high:
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+    raw = (high - low) / (most - 1)
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * size for size in (1, 2, 5, 10) if unit * size >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def drawing(panels: Sequence[Panel]) -> str:
