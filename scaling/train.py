@@ -158,11 +158,10 @@ def run(request: Request) -> None:
         try:
             fits = partial(checkpoint.require_match, recipe=recipe, strategy=strategy)
             resume_from = checkpoint.first_whole(candidates, here, fits, notes.append)
-            if here.is_first:
-                notes += run.prepare(folder, recipe, _copies(request), anew=request.resume == "never")
-                if resume_from:
-                    notes += checkpoint.set_aside_after(folder / "checkpoints", resume_from)
-            here.barrier()
+            said, problem = here.from_first(_prepared_folder, request, resume_from)
+            if problem:
+                raise problem
+            notes += said
             environment.record(folder, here, request.command)
             with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
                 talk = Talk(stream, speaks=here.is_first)
@@ -171,6 +170,18 @@ def run(request: Request) -> None:
                 _train(request, strategy, config, corpus or prepared(), resume_from, here, talk, stop_request)
         finally:
             ranks.leave()
+
+
+def _prepared_folder(request: Request, resume_from: Path | None) -> tuple[list[str], ScaleError | None]:
+    """The run's folder made ready on the first rank: sentences to say, or what all ranks are to raise."""
+    from scaling.training import checkpoint, run
+
+    folder = request.run_dir
+    try:
+        notes = run.prepare(folder, request.recipe, _copies(request), anew=request.resume == "never")
+        return notes + (checkpoint.set_aside_after(folder / "checkpoints", resume_from) if resume_from else []), None
+    except ScaleError as error:
+        return [], error
 
 
 def _train(

@@ -129,7 +129,7 @@ class Training:
     def leave(self) -> None:
         """Ends a run that was asked to stop."""
         self.finish()
-        self.request.exit_code = 75  # further signals change nothing
+        self.request.is_safe = True
         name = next(name for name in self.ranks.gathered(self.request.name) if name)
         raise Stopped(
             f"by {name} at step {self.step} of {self.stop_step}, saved",
