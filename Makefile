@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, on this machine's CPU
 # make test   the tests        make check   format, lint, types, floors
+# make soak   the long form of the fault tests: fifty kills, the whole resume matrix, with what was counted
 # Each does its own set-up in .venv; only Python 3.11 or newer and make are needed.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE := 1
 export DS_ACCELERATOR := cpu
 
-.PHONY: demo test check clean
+.PHONY: demo test check soak clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -40,6 +41,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+soak: $(INSTALLED)
+	SCALE_SOAK=1 $(BIN)/python -m pytest -s tests/faults
 
 check: $(INSTALLED)
 	ruff format --check .

@@ -141,3 +141,42 @@ class Slow:
             return step(training, **kwargs)
 
         loop.Training.optimizer_step = slowly
+
+
+@dataclass(frozen=True)
+class InFp16:
+    """fp16 on a CPU that says it has none, and can all the same; with another dynamic loss scale where given.
+
+    `initial_scale_power` decides how many steps overflow at first, `min_loss_scale` is the floor.
+    """
+
+    initial_scale_power: int = 16
+    loss_scale_window: int = 1000
+    min_loss_scale: int = 1
+
+    def __call__(self, rank: int) -> None:
+        from deepspeed.accelerator import get_accelerator
+
+        from scaling.ds_config import write
+
+        type(get_accelerator()).is_fp16_supported = lambda accelerator: True
+        blocks = write.precision_blocks
+
+        def changed(*args: Any) -> dict[str, Any]:
+            found = blocks(*args)
+            found["fp16"] |= vars(self)
+            return found
+
+        write.precision_blocks = changed
+
+
+@dataclass(frozen=True)
+class Both:
+    """One fault after the other."""
+
+    first: Any
+    second: Any
+
+    def __call__(self, rank: int) -> None:
+        self.first(rank)
+        self.second(rank)
