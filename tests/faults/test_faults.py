@@ -1,6 +1,6 @@
 """Whatever ends a run, nothing is lost: it goes on to the same numbers and the same weights, bit for bit.
 
-`make soak` runs the long form: 52 kills at random moments instead of 8, and each moment of a save in both ways of saving.
+`make soak` runs the long form: 52 kills at random moments instead of 8, each moment of a save in both ways of saving.
 """
 
 import os
