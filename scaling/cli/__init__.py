@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from scaling.cli import batch, calibrate, check, export, generate, hardware, memory, plan, report, validate
+from scaling.cli import batch, calibrate, check, checkpoints, export, generate, hardware, memory, plan, report, validate
 from scaling.errors import ScaleError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("memory")(memory.memory)
 app.command("hardware")(hardware.hardware)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
+app.command("checkpoints")(checkpoints.checkpoints)
 app.command("report")(report.report)
 app.command("validate")(validate.validate)
 app.command("calibrate")(calibrate.calibrate)
