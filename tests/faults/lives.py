@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from tests.ranks import context
 from tests.training.runs import files, metrics
 
 _TIMEOUT_S = 120
+
+COUNTS: Counter[str] = Counter()  # of what was done to runs; conftest.py prints it
 
 Plant = Callable[[int], None]
 
@@ -54,6 +57,7 @@ class Life:
 
     def signal(self, number: int, *ranks: int) -> None:
         """To `ranks`, or to all."""
+        COUNTS[f"{signal.Signals(number).name} to {'a rank' if ranks else 'all ranks'}"] += 1
         for rank in ranks or range(len(self.processes)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.processes[rank].pid, number)
@@ -75,6 +79,9 @@ class Life:
 
 def start(folder: Path, what: Recipe, strategy: Strategy, *flags: str, plant: Plant | None = None) -> Life:
     """One life of the run in `folder`; `plant` is called on each rank with its number before it trains."""
+    COUNTS["lives"] += 1
+    if plant:
+        COUNTS[type(plant).__name__] += 1
     recipe_path, config_path = files(folder / "asked", what, strategy)
     argv = ["--ds_config", str(config_path), "--recipe", str(recipe_path), "--run_dir", str(folder), *flags]
     with socket.socket() as probe:

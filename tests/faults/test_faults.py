@@ -23,12 +23,14 @@ SAVES = ["background", "at_once"]
 KILLS = 13 if SOAK else 2  # of each kind of run
 STEPS = 24
 
-# Each stage, with accumulation, dropout and both precisions among them.
+RAMP = {"start": 4, "increment": 4, "samples": 60}  # the batch grows in the midst of the run
+
+# Each stage; accumulation, dropout, a batch that grows and both precisions among them.
 KINDS = {
-    "fp32 stage 0": ("fp32", layout(2, 0, micro=2)),
-    "bf16 stage 1, accumulation": ("bf16", layout(2, 1, micro=1)),
-    "bf16 stage 2, accumulation": ("bf16", layout(2, 2, micro=2)),
-    "bf16 stage 3": ("bf16", layout(2, 3)),
+    "fp32 stage 0": (layout(2, 0, micro=2), {}),
+    "bf16 stage 1, accumulation": (layout(2, 1, micro=1), {"precision": "bf16"}),
+    "bf16 stage 2, a growing batch": (layout(2, 2, micro=2), {"precision": "bf16", "batch_ramp": RAMP}),
+    "bf16 stage 3": (layout(2, 3), {"precision": "bf16"}),
 }
 
 
@@ -40,9 +42,9 @@ def recipe_of(folder, precision="fp32", **changes):
 @pytest.fixture(scope="module", params=KINDS)
 def straight(request, tmp_path_factory):
     """(recipe, strategy, story) of a run that nothing befalls."""
-    precision, strategy = KINDS[request.param]
+    strategy, changes = KINDS[request.param]
     folder = tmp_path_factory.mktemp("straight")
-    recipe = recipe_of(folder, precision)
+    recipe = recipe_of(folder, **changes)
     assert lives.run(folder / "run", recipe, strategy) == [0, 0]
     return recipe, strategy, lives.story(folder / "run")
 
@@ -252,6 +254,7 @@ def test_damage_is_refused_by_name_and_the_newest_whole_checkpoint_offered(kind,
     folder = tmp_path / "run"
     shutil.copytree(halfway, folder)
     damage(folder / "checkpoints" / "step_000004" / name)
+    lives.COUNTS["damaged checkpoint"] += 1
     before = {path: path.read_bytes() for path in folder.glob("checkpoints/**/*") if path.is_file()}
     with lives.start(folder, recipe, strategy) as life:
         assert life.ended() == [2, 2]
