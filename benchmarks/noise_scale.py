@@ -95,7 +95,7 @@ def main() -> None:
             corpus=data.prepare(recipe, base=folder, cache=folder), talk=Talk(stream, speaks=False),
             gauge=MemoryGauge(here.device), noise=noise_scale.GradientNoise(engine, strategy, here.device), stop_step=0,
             saver=Saver(engine, folder, recipe, strategy, here), judge=Judge(recipe.guards), request=StopRequest(),
-            watchdog=Watchdog(folder, here, None, hint=""),
+            watchdog=Watchdog(folder, here, None, hint=""), hint="",
             watch=Watch(recipe, here, engine, MemoryGauge(here.device), {}),
         )  # fmt: skip
         hooks = {p: dict(p._backward_hooks) for p in engine.module.parameters() if p._backward_hooks}

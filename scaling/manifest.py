@@ -6,7 +6,8 @@ been found to be what was written.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class Manifest:
     """What a run had reached, by what means, and the files that hold it.
 
     `plan` is the strategy that wrote it. `random_state` says what draws the dropout masks: nothing else is random.
-    `recent_losses` and `rollbacks` are what the guards have seen. `validation_loss` is None where none was taken here.
+    `recent_losses`, `rollbacks` and `skipped_in_a_row` are what the guards have seen. `validation_loss` is None where
+    none was taken here.
     """
 
     step: int
@@ -54,11 +56,16 @@ class Manifest:
     validation_loss: float | None
     recent_losses: list[float]
     rollbacks: int
+    skipped_in_a_row: int
     files: dict[str, File]
 
     @property
     def num_bytes(self) -> int:
         return sum(file.num_bytes for file in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        return _digest(asdict(self))
 
     def dump(self) -> str:
         """As JSON, with a digest of itself."""
@@ -87,8 +94,12 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def problems(checkpoint: Path, files: Iterable[tuple[str, File]]) -> list[str]:
-    """Which of `files`, from its manifest, are not what was written; each is read to its end."""
+def _nothing() -> None:
+    pass
+
+
+def problems(checkpoint: Path, files: Iterable[tuple[str, File]], tick: Callable[[], None] = _nothing) -> list[str]:
+    """Which of `files`, from its manifest, are not what was written; each is read to its end, with a `tick` a part."""
     found = []
     for name, file in files:
         path = checkpoint / name
@@ -96,7 +107,7 @@ def problems(checkpoint: Path, files: Iterable[tuple[str, File]]) -> list[str]:
             size = path.stat().st_size
             if size != file.num_bytes:
                 found.append(f"{name} has {size:,} bytes of {file.num_bytes:,}")
-            elif (digest := sha256(path)) != file.sha256:
+            elif (digest := sha256(path, tick)) != file.sha256:
                 found.append(
                     f"{name} is not what was written: its SHA-256 is {digest[:12]}..., not {file.sha256[:12]}..."
                 )
@@ -107,11 +118,12 @@ def problems(checkpoint: Path, files: Iterable[tuple[str, File]]) -> list[str]:
     return found
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, tick: Callable[[], None] = _nothing) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            tick()
     return digest.hexdigest()
 
 
@@ -153,6 +165,6 @@ def kept(folder: Path, last: int) -> set[Path]:
             losses[path] = read(path).validation_loss
         except ScaleError:
             losses[path] = None  # what is damaged is for a person to look at
-    measured = {path: loss for path, loss in losses.items() if loss is not None}
+    measured = {path: loss for path, loss in losses.items() if loss is not None and math.isfinite(loss)}
     best = [min(measured, key=lambda path: (measured[path], -step_of(path)))] if measured else []
     return {*list(losses)[:last], *best}

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scaling.training.progress import Talk
     from scaling.training.ranks import Ranks
     from scaling.training.signals import StopRequest
+    from scaling.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ def run(request: Request) -> None:
     from scaling.training import checkpoint, environment, ranks, run
     from scaling.training.progress import Talk
     from scaling.training.signals import StopRequest
+    from scaling.training.watchdog import Watchdog
 
     ranks.complete_environment()
     folder = request.run_dir
@@ -153,23 +155,58 @@ def run(request: Request) -> None:
     prepared = partial(data.prepare, recipe, base=request.recipe_path.parent, cache=cache)
     # The first rank of each node builds the corpus; the others find it built when the barrier opens.
     corpus = prepared() if os.environ["LOCAL_RANK"] == "0" else None
+    hint = _how_to_go_on(request, strategy)
     with StopRequest().heeded() as stop_request:
         here = ranks.join()
+        watchdog = Watchdog(folder / "logs", here, request.patience_s, hint=hint)
         try:
-            fits = partial(checkpoint.require_match, recipe=recipe, strategy=strategy)
-            resume_from = checkpoint.first_whole(candidates, here, fits, notes.append)
-            said, problem = here.from_first(_prepared_folder, request, resume_from)
-            if problem:
-                raise problem
-            notes += said
-            environment.record(folder, here, request.command)
-            with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
-                talk = Talk(stream, speaks=here.is_first)
-                for note in notes:
-                    talk.say(note)
-                _train(request, strategy, config, corpus or prepared(), resume_from, here, talk, stop_request)
+            with watchdog, _a_lost_rank_told(here, watchdog, hint):
+                fits = partial(checkpoint.require_match, recipe=recipe, strategy=strategy)
+                resume_from = checkpoint.first_whole(candidates, here, fits, notes.append, watchdog.tick)
+                said, problem = here.from_first(_prepared_folder, request, resume_from)
+                if problem:
+                    raise problem
+                environment.record(folder, here, request.command)
+                with run.quiet(folder / "logs" / f"rank_{here.rank}.log") as stream:
+                    talk = Talk(stream, speaks=here.is_first)
+                    for note in (*notes, *said):
+                        talk.say(note)
+                    job = _Job(here=here, talk=talk, watchdog=watchdog, stop_request=stop_request, hint=hint)
+                    _train(request, strategy, config, corpus or prepared(), resume_from, job)
         finally:
             ranks.leave()
+
+
+def _how_to_go_on(request: Request, strategy: Strategy) -> str:
+    if strategy.uses_nvme:
+        return "a run with states on NVMe cannot go on: DeepSpeed 0.19.8 does not restore them"
+    how = "the same command" if request.resume in ("auto", "newest-whole") else "the same command with --resume auto"
+    return f"{how} goes on from the newest checkpoint in {request.run_dir / 'checkpoints'}"
+
+
+@contextlib.contextmanager
+def _a_lost_rank_told(here: "Ranks", watchdog: "Watchdog", hint: str) -> Iterator[None]:
+    """Turns a collective that broke off because another rank is gone into one line, from each that is left."""
+    from scaling.training.ranks import lost_another
+
+    try:
+        yield
+    except Exception as error:
+        if not lost_another(error):
+            raise
+        message = f"rank {here.rank}, in {watchdog.doing_now}: another rank is gone ({str(error).splitlines()[0]})"
+        raise Stopped(message, exit_code=75, hint=hint, by_every_rank=True) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """This rank of a start of the program, and what watches over it."""
+
+    here: "Ranks"
+    talk: "Talk"
+    watchdog: "Watchdog"
+    stop_request: "StopRequest"
+    hint: str
 
 
 def _prepared_folder(request: Request, resume_from: Path | None) -> tuple[list[str], ScaleError | None]:
@@ -182,6 +219,8 @@ def _prepared_folder(request: Request, resume_from: Path | None) -> tuple[list[s
         return notes + (checkpoint.set_aside_after(folder / "checkpoints", resume_from) if resume_from else []), None
     except ScaleError as error:
         return [], error
+    except OSError as error:
+        return [], InputError("run_dir", str(folder), f"cannot be written: {error.strerror}")
 
 
 def _train(
@@ -190,9 +229,7 @@ def _train(
     config: dict[str, Any],
     corpus: "Corpus",
     resume_from: Path | None,
-    here: "Ranks",
-    talk: "Talk",
-    stop_request: "StopRequest",
+    job: _Job,
 ) -> None:
     from scaling.training import checkpoint
     from scaling.training.engine import make_engine
@@ -200,17 +237,17 @@ def _train(
     from scaling.training.loop import Training
     from scaling.training.memory import MemoryGauge
     from scaling.training.noise_scale import GradientNoise
-    from scaling.training.ranks import lost_another
     from scaling.training.run import read_metrics
     from scaling.training.watch import Watch
-    from scaling.training.watchdog import Watchdog
 
+    here, talk, watchdog = job.here, job.talk, job.watchdog
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
     engine = make_engine(recipe, config, strategy)
     judge, step, relaid = Judge(recipe.guards), 0, ""
     if resume_from:
         reached, relaid = checkpoint.load(engine, resume_from, strategy)
         step, judge.recent_losses, judge.rollbacks = reached.step, reached.recent_losses, reached.rollbacks
+        judge.skipped_in_a_row = reached.skipped_in_a_row
     stop = min(recipe.num_steps, request.max_steps or recipe.num_steps)
     talk.say(f"{recipe.name}: {shape.name}, {shape.num_params:,} parameters, {recipe.precision}; {strategy}")
     talk.say(strategy.batch_equation)
@@ -227,19 +264,29 @@ def _train(
     if step >= stop:
         talk.say(f"already at step {step} of {stop}: nothing to do")
         return
-    metrics, predicted = None, {}
+    metrics: tracking.Tracking | None = None
+    predicted: dict[str, float] = {}
     gauge = MemoryGauge(here.device)
-    if here.is_first:
-        shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
+
+    def begun() -> ScaleError | None:
+        nonlocal metrics, predicted
         asked = recipe.model_dump(mode="json")
         tracked = tracking.Run(folder=folder, name=recipe.name, config=asked, resumed_step=step)
-        metrics = tracking.Tracking(tracked, request.track, talk.say)
+        try:
+            shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
+            metrics = tracking.Tracking(tracked, request.track, talk.say)
+        except ScaleError as error:
+            return error
+        except OSError as error:
+            return InputError("run_dir", str(folder), f"cannot be written: {error}")
         predicted = _prediction(request, strategy, here)
+        return None
+
+    if problem := here.from_first(begun):
+        raise problem
     watch = Watch(recipe, here, engine, gauge, predicted)
     if here.is_first:
         talk.say(str(watch))
-    hint = f"the same command goes on from the newest checkpoint in {folder / 'checkpoints'}"
-    watchdog = Watchdog(folder / "logs", here, request.patience_s, hint=hint)
     saver = checkpoint.Saver(
         engine, folder / "checkpoints", recipe, strategy, here,
         in_background=request.save_in_background, say=talk.say, tick=watchdog.tick,
@@ -247,16 +294,10 @@ def _train(
     training = Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, corpus=corpus, folder=folder, talk=talk,
         metrics=metrics, gauge=gauge, noise=GradientNoise(engine, strategy, here.device), watch=watch, saver=saver,
-        judge=judge, watchdog=watchdog, request=stop_request, step=step, stop_step=stop,
+        judge=judge, watchdog=watchdog, request=job.stop_request, hint=job.hint, step=step, stop_step=stop,
     )  # fmt: skip
     try:
-        with watchdog:
-            training.run()
-    except Exception as error:
-        if not lost_another(error):
-            raise
-        message = f"rank {here.rank}, in {watchdog.doing_now}: another rank is gone ({str(error).splitlines()[0]})"
-        raise Stopped(message, exit_code=75, hint=hint, by_every_rank=True) from None
+        training.run()
     finally:
         if metrics:
             metrics.close()

@@ -121,6 +121,22 @@ def host_memory_bytes() -> int:
     return min(limits)
 
 
+def available_memory_bytes() -> int:
+    """What this process and others may still take: of the machine, or of the cgroup where that is less."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            here = Path("/sys/fs/cgroup")
+            available = min(available, int((here / limit).read_text()) - int((here / used).read_text()))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return max(0, available)
+
+
 def measured_cpu(ranks: int) -> Accelerator:
     """This machine's cores, shared by `ranks` processes: matmul and copy rates timed here, in about 0.1 s.
 

@@ -42,6 +42,7 @@ class Reached:
     validation_loss: float | None = None  # of this very step
     recent_losses: list[float] = field(default_factory=list)
     rollbacks: int = 0
+    skipped_in_a_row: int = 0
 
 
 class Saver:
@@ -105,7 +106,10 @@ class Saver:
         parts = self.ranks.gathered(self._writer.result())
         problem = next((f"rank {rank}: {error}" for rank, (_, error) in enumerate(parts) if error), "")
         files = {name: file for written, _ in parts for name, file in written.items()}
-        if problem := self.ranks.from_first(self._committed, reached, files, problem):
+        problem, afterwards = self.ranks.from_first(self._committed, reached, files, problem)
+        if afterwards:
+            self._say(f"warning: the checkpoint of step {reached.step} is whole; after it: {afterwards}")
+        if problem:
             self._fail(reached, problem)
             return None
         self.failed = ""
@@ -132,8 +136,8 @@ class Saver:
             return f"{partial}: {error.strerror}"
         return f"it needs {self._num_bytes:,} bytes and {free:,} are free" if free < self._num_bytes else ""
 
-    def _committed(self, reached: Reached, files: dict[str, File], problem: str) -> str:
-        """Turns the partial folder into a checkpoint unless there is a problem already; what went wrong."""
+    def _committed(self, reached: Reached, files: dict[str, File], problem: str) -> tuple[str, str]:
+        """Makes the partial folder a checkpoint unless there is a problem already; what went wrong, and after it."""
         partial, final = self.folder / _PARTIAL, self.folder / _name(reached.step)
         try:
             if not problem:
@@ -141,15 +145,18 @@ class Saver:
                 _remove(final)  # an earlier life of this run reached the same step
                 os.replace(partial, final)
                 sync_folder(self.folder)
-                replace_text(self.folder / "latest", final.name)  # for DeepSpeed's own tools; we go by the folders
-                kept = manifest.kept(self.folder, self.recipe.keep_checkpoints)
-                for old in set(manifest.steps(self.folder)) - kept:
-                    _remove(old)
         except OSError as error:
-            problem = f"{error.filename or final.name}: {error.strerror}"
+            problem = _said(error)
         if problem:
             shutil.rmtree(partial, ignore_errors=True)
-        return problem
+            return problem, ""
+        try:
+            for old in set(manifest.steps(self.folder)) - manifest.kept(self.folder, self.recipe.keep_checkpoints):
+                _remove(old)
+            replace_text(self.folder / "latest", final.name)  # for DeepSpeed's own tools; we go by the folders
+        except OSError as error:
+            return "", _said(error)
+        return "", ""
 
     def _manifest(self, reached: Reached, files: dict[str, File]) -> Manifest:
         return Manifest(
@@ -166,6 +173,10 @@ class Saver:
             random_state={"seed": self.recipe.seed, "drawn_by": "torch.manual_seed before each micro batch"},
             files=files,
         )
+
+
+def _said(error: OSError) -> str:
+    return f"{error.filename or 'a file'}: {error.strerror}"
 
 
 def _name(step: int) -> str:
@@ -231,16 +242,23 @@ def require_match(checkpoint: Path, recipe: Recipe, strategy: Strategy) -> None:
 
 
 def first_whole(
-    candidates: list[Path], ranks: Ranks, fits: Callable[[Path], None], say: Callable[[str], None]
+    candidates: list[Path],
+    ranks: Ranks,
+    fits: Callable[[Path], None],
+    say: Callable[[str], None],
+    tick: Callable[[], None],
 ) -> Path | None:
     """The first of `candidates` that is whole and that `fits` (which raises ScaleError); all ranks call it.
+
+    The first rank's are taken: on a network's disk another may not see the newest yet.
 
     None where there is no candidate. A single one is taken or refused, with the newest whole one as the hint; of
     several the first good one is taken, and `say` names those passed over. Raises NoCheckpoint where none is whole.
     """
     problems: list[ScaleError] = []
+    candidates = ranks.from_first(lambda: candidates)
     for checkpoint in candidates:
-        problem = _problem(checkpoint, ranks, fits)
+        problem = _problem(checkpoint, ranks, fits, tick)
         if problem is None:
             return checkpoint
         problems.append(problem)
@@ -252,8 +270,8 @@ def first_whole(
     if not isinstance(newest, Damaged):
         raise newest
     if len(candidates) == 1:
-        for other in manifest.steps(candidates[0].parent):
-            if other != candidates[0] and _problem(other, ranks, fits) is None:
+        for other in ranks.from_first(manifest.steps, candidates[0].parent):
+            if other != candidates[0] and _problem(other, ranks, fits, tick) is None:
                 newest.hint = f"{other} is whole: --resume {other}, or --resume newest-whole"
                 raise newest
     raise NoCheckpoint(
@@ -262,14 +280,22 @@ def first_whole(
     )
 
 
-def _problem(checkpoint: Path, ranks: Ranks, fits: Callable[[Path], None]) -> ScaleError | None:
+def _problem(
+    checkpoint: Path, ranks: Ranks, fits: Callable[[Path], None], tick: Callable[[], None]
+) -> ScaleError | None:
     """What is wrong with a checkpoint, the same on all ranks, between which its files are shared out for reading."""
+    digest = ""
     try:
-        files = sorted(manifest.read(checkpoint).files.items(), key=lambda entry: -entry[1].num_bytes)
-        found = manifest.problems(checkpoint, files[ranks.rank :: ranks.world_size])
+        found = manifest.read(checkpoint)
+        digest = found.digest
+        files = sorted(found.files.items(), key=lambda entry: -entry[1].num_bytes)
+        problems = manifest.problems(checkpoint, files[ranks.rank :: ranks.world_size], tick)
     except Damaged as error:
-        found = error.problems
-    damage = sorted({problem for problems in ranks.gathered(found) for problem in problems})
+        problems = error.problems
+    everyones = ranks.gathered((problems, digest))
+    damage = sorted({problem for problems, _ in everyones for problem in problems})
+    if not damage and len({digest for _, digest in everyones}) > 1:
+        damage = [f"{manifest.NAME} is not the same on all ranks: is this a disk that they share?"]
     if damage:
         return Damaged(f"resume: {checkpoint}", damage)
     try:

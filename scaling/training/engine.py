@@ -1,6 +1,7 @@
 """Recipe and ds_config -> a DeepSpeed engine. The one place that calls deepspeed.initialize."""
 
 import math
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -88,32 +89,35 @@ def discard_gradients(engine: Any) -> None:
     """Ends a step without its update: what was accumulated is dropped, and the loss scale stays.
 
     DeepSpeed's wrappers drop a step whose gradient norm is not a number (0.19.8, zero/stage_1_and_2.py:3043,
-    zero/stage3.py:2888, bf16_optimizer.py:402), so that is what they are shown. Without one, at stage 0, an optimizer
-    leaves alone what has no gradient, which only the clipping of none does not like.
+    zero/stage3.py:2888, bf16_optimizer.py:402), so that is what they are shown. Without one, at stage 0, neither is
+    anything clipped nor does the optimizer step: DeepSpeed's Muon would step what has no gradient too.
     """
     wrapper, infinite = engine.optimizer, torch.tensor(math.inf)
-    shown: tuple[Any, str, Any]
+    shown: list[tuple[Any, str, Any]]
     match type(wrapper).__name__:
         case "DeepSpeedZeroOptimizer":
-            shown = wrapper, "scaled_global_norm", infinite
+            shown = [(wrapper, "scaled_global_norm", infinite)]
         case "DeepSpeedZeroOptimizer_Stage3":
-            shown = wrapper, "_get_norm_groups", [infinite]
+            shown = [(wrapper, "_get_norm_groups", [infinite])]
         case "BF16_Optimizer":
-            shown = wrapper, "get_grads_for_norm", ([infinite], {})
+            shown = [(wrapper, "get_grads_for_norm", ([infinite], {}))]
         case _:
-            shown = engine, "clip_fp32_gradients", None
-            for parameter in engine.module.parameters():
-                parameter.grad = None
-    owner, name, answer = shown
+            shown = [(engine, "clip_fp32_gradients", None), (wrapper, "step", None)]
     scaler = vars(wrapper.loss_scaler) if engine.fp16_enabled() else {}
     before = dict(scaler)
     scaler |= {"cur_hysteresis": 2} if scaler else {}  # so that a scale at its floor is no error
-    setattr(owner, name, lambda *args, **kwargs: answer)
+    for owner, name, answer in shown:
+        setattr(owner, name, partial(_answered, answer))
     try:
         engine.step()
     finally:
-        delattr(owner, name)
+        for owner, name, _ in shown:
+            delattr(owner, name)
         scaler |= before
+
+
+def _answered(answer: Any, *args: Any, **kwargs: Any) -> Any:
+    return answer
 
 
 def norm(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 import scaling
+from scaling.errors import ScaleError
 from scaling.files import write_folder
 from scaling.training.ranks import Ranks
 
@@ -36,8 +37,11 @@ def record(folder: Path, here: Ranks, command: Sequence[str]) -> None:
     """Appends this life to <folder>/environment.json; the first rank writes. All call it, for their host and device."""
     device = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else _processor()
     places = _gathered(here, (socket.gethostname(), device))
-    if not here.is_first:
-        return
+    if problem := here.from_first(_recorded, folder, command, places):
+        raise problem
+
+
+def _recorded(folder: Path, command: Sequence[str], places: list[tuple[str, str]]) -> ScaleError | None:
     life = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
@@ -47,8 +51,16 @@ def record(folder: Path, here: Ranks, command: Sequence[str]) -> None:
         "devices": Counter(device for _, device in places),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+    return _kept(folder, life)
+
+
+def _kept(folder: Path, life: dict[str, Any]) -> ScaleError | None:
     text = json.dumps([*_earlier(folder / "environment.json"), life], indent=2) + "\n"
-    write_folder(folder, {"environment.json": text}, "run_dir")
+    try:
+        write_folder(folder, {"environment.json": text}, "run_dir")
+    except ScaleError as error:
+        return error
+    return None
 
 
 def versions() -> dict[str, str]:

@@ -28,13 +28,13 @@ TRAIN = Judgement(action="train")
 
 
 class Judge:
-    """Remembers what it takes to judge: `recent_losses` and `rollbacks` are part of a checkpoint."""
+    """Remembers what it takes to judge, all of it part of a checkpoint."""
 
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
         self.recent_losses: list[float] = []
         self.rollbacks = 0
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
 
     def judge(self, loss: float, *, is_finite: bool) -> Judgement:
         """The step of global `loss`, `is_finite` where it and every rank's gradients are numbers."""
@@ -56,14 +56,14 @@ class Judge:
 
     def trained(self, loss: float) -> None:
         """A step was trained on."""
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
         if math.isfinite(loss):
             self.recent_losses = [*self.recent_losses, loss][-_WINDOW:]
 
     def skipped(self, what: str) -> None:
         """Raises Stopped after too many in a row."""
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row > self.guards.most:
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.guards.most:
             raise unhealthy(f"{what}, after {self.guards.most} steps skipped in a row")
 
     def rolled_back(self, what: str) -> None:

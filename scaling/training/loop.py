@@ -14,7 +14,7 @@ import torch
 from scaling import course
 from scaling.data import IGNORED, Corpus, micro_batch_indices
 from scaling.errors import Stopped
-from scaling.manifest import NoCheckpoint, steps
+from scaling.manifest import NoCheckpoint, step_of, steps
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import checkpoint
@@ -54,6 +54,7 @@ class Training:
     judge: Judge
     watchdog: Watchdog
     request: StopRequest
+    hint: str  # how a run that is stopped goes on
     step: int
     stop_step: int
     step_seconds: list[float] = field(default_factory=list)
@@ -70,6 +71,7 @@ class Training:
         # The second step is the first with everything allocated: moments are made during the first. Of steps that grow
         # those at the end are the largest.
         watched = max(self.step + 1, course.stretch(self.recipe, self.stop_step - 1).number)
+        self.watchdog.doing("beginning")
         with self.talk.start(done=self.step, total=self.stop_step):
             try:
                 while self.step < self.stop_step:
@@ -113,6 +115,7 @@ class Training:
                 validation_loss=validation_loss,
                 recent_losses=self.judge.recent_losses,
                 rollbacks=self.judge.rollbacks,
+                skipped_in_a_row=self.judge.skipped_in_a_row,
             )
         )
 
@@ -133,7 +136,7 @@ class Training:
         name = next(name for name in self.ranks.gathered(self.request.name) if name)
         raise Stopped(
             f"by {name} at step {self.step} of {self.stop_step}, saved",
-            exit_code=75, hint=f"the same command goes on from {self.folder / 'checkpoints'}",
+            exit_code=75, hint=self.hint,
         )  # fmt: skip
 
     def optimizer_step(self, *, watch_memory: bool = False) -> dict[str, Any]:
@@ -163,7 +166,8 @@ class Training:
         with self.gauge.watching(engine.module, on=watch_memory):
             sums[:2] += self.micro_step(*last, scale)
             self.watchdog.doing(f"step {self.step + 1}, adding up over ranks")
-            sums[2:] += torch.tensor([bool(self.request.name), self.saver.is_written])
+            told = [bool(self.request.name), self.saver.is_written]
+            sums[2:] = torch.tensor(told, dtype=sums.dtype, device=sums.device)
             loss_sum, squares, asked, written = ranks.summed(sums)
             self.num_asked, self.num_written = int(asked), int(written)
             loss = float(loss_sum / num_targets)
@@ -218,12 +222,17 @@ class Training:
         return math.nan
 
     def roll_back(self, what: str) -> None:
-        """Takes the weights of the newest checkpoint, and counts the batches since then as seen."""
+        """Takes the weights of the newest checkpoint, and counts the batches since then as seen.
+
+        Only of those that the recipe asks for, which a run that is stopped in between has too.
+        """
+        self.watchdog.unusual("going back to a checkpoint")
         self.saver.finish()
-        folder = self.folder / "checkpoints"
+        every = self.recipe.checkpoint_every_steps
+        due = [path for path in steps(self.folder / "checkpoints") if step_of(path) % every == 0]
         fits = partial(checkpoint.require_match, recipe=self.recipe, strategy=self.strategy)
         try:
-            found = checkpoint.first_whole(steps(folder), self.ranks, fits, self.talk.say)
+            found = checkpoint.first_whole(due, self.ranks, fits, self.talk.say, self.watchdog.tick)
         except NoCheckpoint as error:
             raise unhealthy(f"{what}, and {error.message}") from None
         if found is None:

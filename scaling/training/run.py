@@ -117,6 +117,11 @@ class _Lines:
     def add(self, values: Mapping[str, Any]) -> None:
         finite = {key: None if _is_no_number(value) else value for key, value in values.items()}
         self._waiting += json.dumps(finite).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
         with contextlib.suppress(OSError):
             self._file = self._file or FileIO(self._path, "a")
             size = self._file.seek(0, os.SEEK_END)
@@ -130,11 +135,13 @@ class _Lines:
                 self._file.truncate(size)
 
     def sync(self) -> None:
+        self._flush()
         with contextlib.suppress(OSError):
             if self._file:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        self._flush()
         if self._file:
             self._file.close()
 

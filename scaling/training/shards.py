@@ -14,18 +14,20 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
 import torch
 from deepspeed.runtime.checkpoint_engine import CheckpointCommitInfo
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from torch import Tensor
 
 from scaling.errors import ScaleError
+from scaling.hardware.machine import available_memory_bytes
 from scaling.manifest import File
 
 # A copy of the states may take this share of what the host has left: the rest is for the page cache that the files
 # go through, and for whatever else grows.
 _COPY_SHARE = 0.5
+# So many bytes are synced at once: each time the watchdog can see that something moves.
+_SYNC_BYTES = 1 << 26
 
 
 class Reader(CheckpointEngine):
@@ -65,13 +67,14 @@ class Writer(Reader):
         self._copy = _Copy()
         self._queue: list[tuple[Any, Path]] = []
         self._thread: threading.Thread | None = None
+        self._begun: set[str] = set()
         self._files: dict[str, File] = {}
         self._error = ""
 
     # What DeepSpeed calls
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        self._files, self._error, self._queue = {}, "", []
+        self._begun, self._files, self._error, self._queue = set(), {}, "", []
         self._copy.begin()
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
@@ -81,15 +84,18 @@ class Writer(Reader):
             self._error = self._error or _said(error, Path(path))
 
     def save(self, state_dict: Any, path: str) -> None:
-        if self.in_background and self._copy.fits(state_dict, self._room()):
-            self._queue.append((self._copy.of(state_dict), Path(path)))
-        else:
+        self._begun.add(Path(path).name)
+        copied = self._copied(state_dict) if self.in_background else None
+        if copied is None:
             self._write(state_dict, Path(path))
+        else:
+            self._queue.append((copied, Path(path)))
 
     # What checkpoint.Saver calls
 
     def text(self, content: str, path: Path) -> None:
         """Writes a small file at once."""
+        self._begun.add(path.name)
         self._write(content, path)
 
     def start(self) -> None:
@@ -108,6 +114,9 @@ class Writer(Reader):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        missing = self._begun - self._files.keys()
+        if missing and not self._error:
+            self._error = f"{', '.join(sorted(missing))}: not written, for a reason unknown"
         return self._files, self._error
 
     def _write_queue(self) -> None:
@@ -125,14 +134,19 @@ class Writer(Reader):
                     hashed.write(content.encode())
                 else:
                     _torch_save(content, hashed)
-                file.flush()
-                os.fsync(file.fileno())
+                hashed.sync()
             self._files[path.name] = File(num_bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
-        except Exception as error:  # torch has no type of its own; whatever it is, the other ranks must hear of it
+        except BaseException as error:  # torch has no type of its own; whatever it is, the other ranks must hear of it
             self._error = _said(error, path)
 
-    def _room(self) -> int:
-        return int(psutil.virtual_memory().available * _COPY_SHARE / self._ranks_of_host)
+    def _copied(self, content: Any) -> Any:
+        """A copy of `content`; None where the host has no room for it."""
+        if not self._copy.fits(content, int(available_memory_bytes() * _COPY_SHARE / self._ranks_of_host)):
+            return None
+        try:
+            return self._copy.of(content, self._tick)
+        except (MemoryError, RuntimeError):  # torch's, where it cannot pin or allocate
+            return None
 
 
 def load(path: Path, *, map_location: Any = None, mmap: bool = False) -> Any:
@@ -158,10 +172,10 @@ def _torch_save(content: Any, file: Any) -> None:
         torch.serialization.set_crc32_options(checks)
 
 
-def _said(error: Exception, path: Path) -> str:
+def _said(error: BaseException, path: Path) -> str:
     cause = error if isinstance(error, OSError) else error.__context__
-    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error).splitlines()[0]
-    return f"{path.name}: {reason}"
+    known = cause.strerror if isinstance(cause, OSError) else None
+    return f"{path.name}: {known or (str(error) or type(error).__name__).splitlines()[0]}"
 
 
 class _Hashed:
@@ -170,17 +184,26 @@ class _Hashed:
     def __init__(self, file: BinaryIO, tick: Callable[[], None]) -> None:
         self._file, self._tick = file, tick
         self.digest = hashlib.sha256()
-        self.num_bytes = 0
+        self.num_bytes = self._unsynced = 0
 
     def write(self, data: Any) -> int:
         self._file.write(data)
         self.digest.update(data)
-        self.num_bytes += memoryview(data).nbytes
+        size = memoryview(data).nbytes
+        self.num_bytes += size
+        self._unsynced += size
+        if self._unsynced >= _SYNC_BYTES:
+            self.sync()
         self._tick()
-        return memoryview(data).nbytes
+        return size
 
     def flush(self) -> None:
         self._file.flush()
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
 
 
 class _Copy:
@@ -203,8 +226,9 @@ class _Copy:
         held = sum(buffer.numel() for buffer in self._buffers[self._used :])
         return sum(sizes.values()) - held <= room
 
-    def of(self, content: Any) -> Any:
-        """`content` as it is now, whatever becomes of its tensors and objects."""
+    def of(self, content: Any, tick: Callable[[], None]) -> Any:
+        """`content` as it is now, whatever becomes of its tensors and objects; a `tick` for each storage."""
+        self._tick = tick
         return self._of(content, {})
 
     def wait(self) -> None:
@@ -237,6 +261,7 @@ class _Copy:
             source = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             copies[storage._cdata] = self._buffers[self._used].copy_(source, non_blocking=True)
             self._used += 1
+            self._tick()
         return copies[storage._cdata]
 
 

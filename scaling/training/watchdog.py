@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -45,13 +45,20 @@ class Watchdog:
         self._folder, self._ranks, self._asked_s, self._hint = folder, ranks, patience_s, hint
         self._pulse = Pulse(rank=ranks.rank, host=socket.gethostname(), pid=os.getpid())
         self._slowest_s: float | None = None
+        self._is_unusual = True  # until the loop begins
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def doing(self, what: str) -> None:
         """The loop begins something: every rank says the same, in the same order."""
+        self._is_unusual = False
         self._pulse.count += 1
         self._pulse.doing = what
+
+    def unusual(self, what: str) -> None:
+        """The loop begins what may take long without a sign: there is more patience until the next `doing`."""
+        self.doing(what)
+        self._is_unusual = True
 
     @property
     def doing_now(self) -> str:
@@ -66,9 +73,9 @@ class Watchdog:
 
     @property
     def patience_s(self) -> float:
-        if self._asked_s is not None:
+        if self._asked_s is not None and not self._is_unusual:
             return self._asked_s
-        if self._slowest_s is None:
+        if self._slowest_s is None or self._is_unusual:
             return _FIRST_PATIENCE_S
         return max(_LEAST_PATIENCE_S, _STEPS_OF_PATIENCE * self._slowest_s)
 
@@ -90,37 +97,43 @@ class Watchdog:
             self._pulse.beat += 1
             self._write()
             now = time.monotonic()
-            for pulse in self._pulses():
+            for pulse in (*self._others(), replace(self._pulse)):
                 before, beat_at, moved_at = seen.get(pulse.rank, (pulse, now, now))
                 if pulse.beat != before.beat:
                     beat_at = now
                 if (pulse.count, pulse.parts) != (before.count, before.parts):
                     moved_at = now
                 seen[pulse.rank] = pulse, beat_at, moved_at
-            if seen and all(now - moved_at > self.patience_s for _, _, moved_at in seen.values()):
+            if all(now - moved_at > self.patience_s for _, _, moved_at in seen.values()):
                 silent = [rank for rank, (_, beat_at, _) in seen.items() if now - beat_at > self.patience_s / 2]
                 self._end({rank: pulse for rank, (pulse, _, _) in seen.items()}, silent)
 
     def _end(self, pulses: dict[int, Pulse], silent: list[int]) -> None:
         """Dumps this rank's stacks, lets the first rank that still beats speak, and leaves."""
-        with open(self._folder / f"rank_{self._ranks.rank}.stacks", "w", encoding="utf-8") as file:
-            file.write(f"{self._pulse.doing}\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
-        time.sleep(min(2.0, self.patience_s / 5))  # the others dump theirs
-        if self._ranks.rank == min(rank for rank in pulses if rank not in silent):
-            stacks = self._folder / "rank_*.stacks"
-            message = (
-                f"stopped: nothing has moved for {self.patience_s:.0f} s: {diagnosis(pulses, silent)}; stacks: {stacks}"
-            )
-            print(f"{message}\nhint: {self._hint}", file=sys.__stderr__, flush=True)
-        else:
-            time.sleep(0.5)
-        os._exit(75)
+        try:
+            with open(self._folder / f"rank_{self._ranks.rank}.stacks", "w", encoding="utf-8") as file:
+                file.write(f"{self._pulse.doing}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:
+            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        try:
+            time.sleep(min(2.0, self.patience_s / 5))  # the others dump theirs
+            if self._ranks.rank == min(rank for rank in pulses if rank not in silent or rank == self._ranks.rank):
+                moved = f"stopped: nothing has moved for {self.patience_s:.0f} s"
+                stacks = self._folder / "rank_*.stacks"
+                text = f"{moved}: {diagnosis(pulses, silent)}; stacks: {stacks}\nhint: {self._hint}"
+                print(text, file=sys.__stderr__, flush=True)
+            else:
+                time.sleep(0.5)
+        finally:
+            os._exit(75)
 
-    def _pulses(self) -> list[Pulse]:
+    def _others(self) -> list[Pulse]:
         found = []
         for rank in range(self._ranks.world_size):
+            if rank == self._ranks.rank:
+                continue
             try:
                 found.append(Pulse(**json.loads(self._path(rank).read_text(encoding="utf-8"))))
             except (OSError, ValueError, TypeError):

@@ -119,7 +119,8 @@ def training(folder, recipe, where, corpus, here):
         metrics=None, gauge=MemoryGauge(here.device), noise=GradientNoise(engine, where.strategy, here.device),
         saver=checkpoint.Saver(engine, folder, recipe, where.strategy, here), judge=Judge(recipe.guards),
         watch=Watch(recipe, here, engine, MemoryGauge(here.device), {}),
-        watchdog=Watchdog(folder, here, None, hint=""), request=StopRequest(), step=0, stop_step=BEFORE + AFTER,
+        watchdog=Watchdog(folder, here, None, hint=""), request=StopRequest(), hint="", step=0,
+        stop_step=BEFORE + AFTER,
     )  # fmt: skip
 
 
