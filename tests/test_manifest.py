@@ -21,7 +21,7 @@ def made(folder, step, validation_loss=None, content=b"weights"):
     found = Manifest(
         step=step, samples_seen=8 * step, world_size=2, zero_stage=1, uses_nvme=False, recipe={"name": "x"}, plan={},
         versions={}, random_state={"seed": 1}, validation_loss=validation_loss, recent_losses=[2.5], rollbacks=0,
-        files=files,
+        skipped_in_a_row=0, files=files,
     )  # fmt: skip
     (path / manifest.NAME).write_text(found.dump())
     return path
@@ -64,6 +64,12 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert [manifest.step_of(path) for path in manifest.steps(tmp_path)] == [10, 8, 6, 4, 2]
     assert sorted(manifest.step_of(path) for path in manifest.kept(tmp_path, 2)) == [4, 8, 10]
     assert sorted(manifest.step_of(path) for path in manifest.kept(tmp_path, 4)) == [4, 6, 8, 10]
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path):
+    for step, loss in ((2, 2.0), (4, float("nan")), (6, 3.0)):
+        made(tmp_path, step, loss)
+    assert sorted(manifest.step_of(path) for path in manifest.kept(tmp_path, 1)) == [2, 6]
 
 
 def test_only_numbered_folders_are_checkpoints(tmp_path):

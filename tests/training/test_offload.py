@@ -77,7 +77,7 @@ def test_a_checkpoint_with_nvme_on_either_side_is_refused(then, now, tmp_path):
     found = Manifest(
         step=2, samples_seen=16, world_size=2, zero_stage=3, uses_nvme=wrote.uses_nvme, plan={}, versions={},
         recipe=what.model_dump(mode="json"), random_state={}, validation_loss=None, recent_losses=[], rollbacks=0,
-        files={},
+        skipped_in_a_row=0, files={},
     )  # fmt: skip
     (tmp_path / "manifest.json").write_text(found.dump())
     if "nvme" in (then, now):
