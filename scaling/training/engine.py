@@ -20,9 +20,7 @@ def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> A
     # At stage 3 the first rank's weights are broadcast as they are sharded: only there must they be.
     initialised = strategy.zero_stage < 3 or dist.get_rank() == 0
     model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed, initialised=initialised)
-    if strategy.activation_checkpointing == "full":
-        # Non-reentrant: the reentrant form loses gradients of inputs that do not require them.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    models.checkpoint_layers(model, strategy.activation_checkpointing, dropout=recipe.dropout)
     wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     optimizer.require_kernel(recipe, strategy)
     ours = optimizer.make(recipe.optimizer, wrapped)
