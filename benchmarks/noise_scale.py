@@ -81,7 +81,7 @@ def main() -> None:
 
         return call
 
-    noise_scale.norm = timed(noise_scale.norm)
+    noise_scale.row_norms = timed(noise_scale.row_norms)
     noise_scale.GradientNoise.of_micro_batch = timed(noise_scale.GradientNoise.of_micro_batch)
     with tempfile.TemporaryDirectory() as scratch, quiet(Path(scratch) / "log") as stream:
         folder = Path(scratch)

@@ -22,7 +22,7 @@ from scaling.errors import InputError, ScaleError, Stopped
 from scaling.files import read_text, write_folder
 from scaling.recipe import Recipe
 from scaling.report import comparison, table
-from scaling.strategy import LossKernel, Strategy
+from scaling.strategy import Checkpointing, LossKernel, Strategy
 from scaling.training import tracking
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Request:
     resume: str
     max_steps: int | None
     loss_kernel: LossKernel
+    activation_checkpointing: Checkpointing | None  # None: the ds_config's
     world_size: int
     patience_s: float | None
     save_in_background: bool
@@ -86,6 +87,10 @@ def parse(argv: Sequence[str] | None = None) -> Request:
         "--loss_kernel", choices=get_args(LossKernel), help="full or chunked logits; default: the plan's, or full"
     )
     parser.add_argument(
+        "--activation_checkpointing", choices=get_args(Checkpointing),
+        help="what layers keep for their backward; default: the plan's, or full where the ds_config has the block",
+    )  # fmt: skip
+    parser.add_argument(
         "--save", choices=("background", "at_once"), default="background",
         help="background: copy the states, where the host has room, and write while training goes on",
     )  # fmt: skip
@@ -122,7 +127,9 @@ def parse(argv: Sequence[str] | None = None) -> Request:
         run_dir=Path(args.run_dir or (config_path.parent if planned else Path("runs") / recipe.name)),
         resume=args.resume,
         max_steps=args.max_steps,
-        loss_kernel=args.loss_kernel or _planned_loss_kernel(plan),
+        loss_kernel=args.loss_kernel or ("chunked" if _planned(plan, "loss_kernel") == "chunked" else "full"),
+        activation_checkpointing=args.activation_checkpointing
+        or ("selective" if _planned(plan, "activation_checkpointing") == "selective" else None),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         patience_s=args.patience_s,
         save_in_background=args.save == "background",
@@ -136,7 +143,11 @@ def run(request: Request) -> None:
     """Checks what needs torch to check, joins the other ranks, and trains. Nothing is written before all is checked."""
     recipe = request.recipe
     strategy = ds_config.strategy_of(request.config, recipe, request.world_size)
-    strategy = replace(strategy, loss_kernel=request.loss_kernel)
+    strategy = replace(
+        strategy,
+        loss_kernel=request.loss_kernel,
+        activation_checkpointing=request.activation_checkpointing or strategy.activation_checkpointing,
+    )
     config, notes = ds_config.reconcile(request.config, recipe, strategy)
 
     from scaling import data
@@ -352,10 +363,10 @@ def _plan(path: Path) -> dict[str, Any]:
     return plan
 
 
-def _planned_loss_kernel(plan: dict[str, Any] | None) -> LossKernel:
-    """The plan's, which no key of a ds_config can carry; DeepSpeed has none."""
+def _planned(plan: dict[str, Any] | None, choice: str) -> Any:
+    """What the plan's strategy chose, where no key of a ds_config can carry it: DeepSpeed has none of its own."""
     strategy = plan.get("strategy") if plan else None
-    return "chunked" if isinstance(strategy, dict) and strategy.get("loss_kernel") == "chunked" else "full"
+    return strategy.get(choice) if isinstance(strategy, dict) else None
 
 
 def _recipe_path(asked: str | None, plan: dict[str, Any] | None, config_path: Path) -> Path:

@@ -6,6 +6,7 @@ Alphabet: B micro batch, T sequence, D hidden, F intermediate, N heads, V vocabu
 from scaling.cost.job import Job
 from scaling.cost.model_states import FP32_BYTES, element_bytes
 from scaling.cost.profile import DEEPSPEED, Profile
+from scaling.shape import Shape
 from scaling.strategy import LOSS_CHUNK_TOKENS, Rank, Strategy, layers_per_rank
 
 
@@ -73,7 +74,9 @@ def activations(
         case "selective" if profile.selective == "scores":
             kept, remade = layer - tokens * scores, tokens * scores
         case "selective":  # attention's output and those of the first, third, ... matmul: query, value, the MLP's first
-            outputs = 2 * shape.query_size + shape.key_value_size + shape.experts_per_token * shape.intermediate_size
+            outputs = shape.query_size + shape.key_value_size + shape.experts_per_token * shape.intermediate_size
+            outputs += shape.key_value_size if one_matmul_makes_keys(shape) else 0
+            outputs += 0 if job.dropout else shape.query_size  # scaling/models/checkpointing.py
             kept = checkpoint + tokens * outputs * width / tp
             remade = layer - kept
         case _:
@@ -89,6 +92,11 @@ def scores_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> fl
         return 0.0
     scores = job.shape.num_attention_heads * job.seq_length / strategy.tensor_parallel_size
     return scores * profile.score_bytes * element_bytes(job.precision) / 2
+
+
+def one_matmul_makes_keys(shape: Shape) -> bool:
+    """Whether query, key and value are one matrix's output, which is kept whole or not at all: GPT-2's c_attn."""
+    return shape.family == "gpt2"
 
 
 def in_flight(strategy: Strategy, rank: Rank) -> float:

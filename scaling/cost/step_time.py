@@ -14,6 +14,7 @@ from scaling.cost.activations import (
     logit_bytes,
     loss_tokens,
     micro_step_tokens,
+    one_matmul_makes_keys,
     scores_bytes_per_token,
 )
 from scaling.cost.job import Job
@@ -187,8 +188,9 @@ def updated_bytes(job: Job, profile: Profile) -> float:
 def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[float, float]:
     """(of the layers' matrices, of attention) the share that runs forward once more for the backward.
 
-    Full checkpointing repeats all. Of "matmuls" the second, fourth, ... are: key, output and a gated MLP's other input;
-    of "scores" attention alone (cost/activations.py). A tiled MLP repeats its own whatever else is (deepspeed 0.19.8,
+    Full checkpointing repeats all. Of "matmuls" the second, fourth, ... are: key (unless one matrix makes it with the
+    query), output and a gated MLP's other input, and attention where there is dropout; of "scores" attention alone
+    (cost/activations.py). A tiled MLP repeats its own whatever else is (deepspeed 0.19.8,
     runtime/sequence_parallel/ulysses_sp.py, TiledMLP).
     """
     shape = job.shape
@@ -200,8 +202,9 @@ def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[fl
         case "selective" if profile.selective == "scores":
             return tiled, 1.0
         case "selective":
-            second = shape.attention_matmul_params / 2 + (experts / 3 if shape.gated_mlp else 0)
-            return second / shape.active_matmul_params + tiled, 0.0
+            second = shape.attention_matmul_params / (4 if one_matmul_makes_keys(shape) else 2)
+            second += experts / 3 if shape.gated_mlp else 0
+            return second / shape.active_matmul_params + tiled, 1.0 if job.dropout else 0.0
         case _:
             return tiled, 0.0
 

@@ -143,6 +143,9 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
             "ds_config contradicts the recipe", problems, hint="the recipe decides: change one of the two"
         )
     ready = {key: value for key, value in config.items() if key not in ("scheduler", "train_batch_size")}
+    if strategy.zero_stage == 3 and strategy.activation_checkpointing == "selective":
+        # DeepSpeed's linear layer adds the bias into the matmul's output, which is kept (0.19.8, zero/linear.py:88).
+        ready["zero_optimization"] = {**ready["zero_optimization"], "memory_efficient_linear": False}
     ready |= {
         "gradient_accumulation_steps": steps,
         "gradient_clipping": recipe.gradient_clipping,

@@ -1,6 +1,7 @@
-"""Models: transformers' own classes, built from a Shape, and the loss they are trained with."""
+"""Models: transformers' own classes, built from a Shape, the loss they are trained with, and what their layers keep."""
 
 from scaling.models.build import build, prepare_for_use
+from scaling.models.checkpointing import checkpoint_layers
 from scaling.models.loss import WithLoss
 
-__all__ = ["WithLoss", "build", "prepare_for_use"]
+__all__ = ["WithLoss", "build", "checkpoint_layers", "prepare_for_use"]

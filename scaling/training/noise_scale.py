@@ -16,7 +16,7 @@ import torch
 
 from scaling.batch.noise_scale import of_run, signal_and_noise
 from scaling.strategy import Strategy
-from scaling.training.engine import loss_scale, norm
+from scaling.training.engine import loss_scale, row_norms
 
 
 class GradientNoise:
@@ -27,31 +27,30 @@ class GradientNoise:
         self.world_size = strategy.data_parallel_size
         self.small_batch = strategy.micro_batch_size
         self.measures = self.small_batch < strategy.global_batch_size
-        self._norms: list[torch.Tensor] = []
-        self._names: list[str] = []  # whose norms those are
-        self._of_step: list[tuple[list[str], torch.Tensor]] = []
+        self._norms: list[tuple[str, torch.Tensor]] = []  # of this backward so far
+        self._of_step: list[tuple[list[tuple[str, int]], torch.Tensor]] = []  # ([(name, norms)], all of them in fp32)
         for name, parameter in engine.module.named_parameters():
             if parameter.requires_grad:
                 parameter.register_hook(partial(self._note, name))
 
     def _note(self, name: str, gradient: torch.Tensor) -> None:
-        self._names.append(name)
-        self._norms.append(norm(gradient))
+        self._norms.append((name, row_norms(gradient)))
 
     def of_micro_batch(self, num_targets: torch.Tensor) -> torch.Tensor:
         """|g|^2 / targets of the backward that has just ended, g being its gradient as the loop scales it."""
         if not self._norms:
             return torch.zeros((), device=self.device)
-        norms = torch.stack(self._norms) / loss_scale(self.engine)
-        self._of_step.append((self._names, norms))
-        self._names, self._norms = [], []
+        norms = torch.cat([rows for _, rows in self._norms]).float() / loss_scale(self.engine)
+        self._of_step.append(([(name, len(rows)) for name, rows in self._norms], norms))
+        self._norms = []
         return norms.square().sum() / num_targets.clamp(min=1)
 
     def not_finite(self) -> list[str]:
         """The parameters whose gradients of this step are not finite on this rank, in the order they were met."""
         return list(dict.fromkeys(
-            name for names, norms in self._of_step
-            for name, finite in zip(names, norms.isfinite().tolist(), strict=True) if not finite
+            name for parts, norms in self._of_step
+            for (name, _), of_one in zip(parts, norms.cpu().split([size for _, size in parts]), strict=True)
+            if not of_one.isfinite().all()
         ))  # fmt: skip
 
     def forget(self) -> None:

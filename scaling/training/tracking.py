@@ -21,6 +21,8 @@ from scaling.training.run import Metrics
 
 Line = Mapping[str, Any]
 
+# Values that wait for TensorBoard's thread. A step has some 16, and its own 10 make training wait for that thread.
+_QUEUED = 1000
 _FLUSH_S = 20  # TensorBoard shows a step at most so much later; its own 120 is long to look at nothing
 
 
@@ -49,7 +51,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(
-            str(run.folder / "tensorboard"), purge_step=run.resumed_step + 1, flush_secs=_FLUSH_S
+            str(run.folder / "tensorboard"), purge_step=run.resumed_step + 1, flush_secs=_FLUSH_S, max_queue=_QUEUED
         )
 
     def write(self, line: Line) -> None:

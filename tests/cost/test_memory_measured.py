@@ -25,6 +25,13 @@ RUNS = {
         "gpt-demo", "bf16", layout(2, 2, micro=64, batch=128, checkpointing="full", loss="chunked"),
     ),
     "bf16, stage 1, chunked loss": ("gpt-demo", "bf16", layout(2, 1, micro=32, batch=64, loss="chunked")),
+    "bf16, stage 2, selective": ("gpt-demo", "bf16", layout(2, 2, micro=16, batch=32, checkpointing="selective")),
+    "BERT, bf16, stage 2, selective": (
+        "bert-demo", "bf16", layout(2, 2, micro=16, batch=32, checkpointing="selective"),
+    ),
+    "BERT, bf16, stage 3, selective": (
+        "bert-demo", "bf16", layout(2, 3, micro=16, batch=32, checkpointing="selective"),
+    ),
     "BERT, bf16, stage 2": ("bert-demo", "bf16", layout(2, 2, micro=16, batch=32)),
 }  # fmt: skip
 

@@ -71,7 +71,10 @@ def run(folder: Path, what: Recipe, strategy: Strategy, *flags: str) -> list[dic
     """Trains in `folder` on as many ranks as the strategy has; the lines of metrics.jsonl."""
     recipe_path, config_path = files(folder / "asked", what, strategy)
     argv = ["--ds_config", str(config_path), "--recipe", str(recipe_path), "--run_dir", str(folder)]
-    argv += ["--loss_kernel", strategy.loss_kernel, *flags]
+    argv += ["--loss_kernel", strategy.loss_kernel]
+    if strategy.activation_checkpointing == "selective":  # which no ds_config says
+        argv += ["--activation_checkpointing", "selective"]
+    argv += flags
     on_ranks(strategy.data_parallel_size, train.main, argv)
     return metrics(folder)
 

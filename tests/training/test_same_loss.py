@@ -28,6 +28,11 @@ LAYOUTS = {
     "1 rank, stage 0, chunked loss": layout(1, 0, micro=8, loss="chunked"),
     "2 ranks, stage 2, chunked loss, checkpointing": layout(2, 2, loss="chunked", checkpointing="full"),
     "2 ranks, stage 3, accumulation 2, chunked loss": layout(2, 3, micro=2, loss="chunked"),
+    "1 rank, stage 0, accumulation 4, selective": layout(1, 0, micro=2, checkpointing="selective"),
+    "2 ranks, stage 2, accumulation 2, selective": layout(2, 2, micro=2, checkpointing="selective"),
+    "2 ranks, stage 3, accumulation 2, selective, chunked loss": layout(
+        2, 3, micro=2, checkpointing="selective", loss="chunked"
+    ),
 }
 
 

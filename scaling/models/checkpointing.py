@@ -1,0 +1,54 @@
+"""Activation checkpointing: what each layer keeps for its backward, which makes the rest again from its input."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+
+from scaling.strategy import Checkpointing
+
+_aten = torch.ops.aten
+_MATMULS = {_aten.mm.default, _aten.addmm.default}
+_ATTENTIONS = {
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+def checkpoint_layers(model: PreTrainedModel, choice: Checkpointing, *, dropout: float = 0.0) -> None:
+    """Makes the layers of `model` keep for their backward no more than `choice` says.
+
+    "full": each layer's input. "selective": that, attention's output, and those of the first, third, ... matmul, as
+    torchtitan does; scaling/cost/activations.py prices it. With dropout attention is made again, too: one that is not
+    run draws no random numbers, and the masks behind it would be others than the forward's.
+    """
+    if choice == "none":
+        return
+    # Non-reentrant: the reentrant form loses gradients of inputs that do not require them.
+    how: dict[str, Any] = {"use_reentrant": False}
+    if choice == "selective":
+        how["context_fn"] = partial(_contexts, keeps_attention=not dropout)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
+
+def _contexts(*, keeps_attention: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For one layer's forward, and for making it again; torch asks the policy in the forward alone."""
+    return create_selective_checkpoint_contexts(_policy(keeps_attention))
+
+
+def _policy(keeps_attention: bool) -> Callable[..., CheckpointPolicy]:
+    matmuls = 0
+
+    def keeps(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        nonlocal matmuls
+        matmuls += operation in _MATMULS
+        kept = matmuls % 2 == 1 if operation in _MATMULS else keeps_attention and operation in _ATTENTIONS
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return keeps
