@@ -24,7 +24,7 @@ class Damaged(FileProblems):
 
 
 class NoCheckpoint(ScaleError):
-    """There are checkpoints, and none can be used: to start anew is for a person to decide."""
+    """None can be used, or the last could not be written: what then is for a person to decide."""
 
     exit_code = 77
 

@@ -415,3 +415,9 @@ def test_a_masked_lm_predicts_its_share_of_positions_and_a_causal_one_all():
     nothing = {**bert, "data": {**recipe.data.model_dump(), "masking_fraction": 0.0}}
     with pytest.raises(InputError, match="leaves nothing to predict"):
         changed(recipe, nothing)
+
+
+def test_a_misspelt_guard_is_named_with_the_right_one():
+    text = RECIPES[0].read_text() + "guards: {non_finit: skip}\n"
+    with pytest.raises(FileProblems, match=r"guards\.non_finit.*did you mean 'non_finite'"):
+        parse(text, "r.yaml")

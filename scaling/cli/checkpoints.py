@@ -35,9 +35,13 @@ def checkpoints(
             loss = row["validation_loss"]
             table.add_row(
                 row["name"], format_bytes(row["num_bytes"]), row["written_by"], "" if loss is None else f"{loss:.4f}",
-                "\n".join(row["problems"]) or "whole",
+                "damaged" if row["problems"] else "whole",
             )  # fmt: skip
-        Console(highlight=False).print(table)
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(table)
+        for row in rows:
+            for problem in row["problems"]:
+                console.print(f"{row['name']}: {problem}", markup=False)
     if any(row["problems"] for row in rows):
         raise typer.Exit(1)
 

@@ -7,12 +7,10 @@ scaling/training/universal.py. It never starts at step 0 by itself where checkpo
 """
 
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from scaling.files import replace_text, sync_folder
 from scaling.manifest import Damaged, File, Manifest, NoCheckpoint
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
-from scaling.training import universal
+from scaling.training import environment, universal
 from scaling.training.ranks import Ranks
 from scaling.training.shards import Reader, Writer
 
@@ -166,10 +164,7 @@ class Saver:
             uses_nvme=self.strategy.uses_nvme,
             recipe=self.recipe.model_dump(mode="json"),
             plan=asdict(self.strategy),
-            versions={
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "deepspeed", "transformers")},
-            },
+            versions=environment.versions(),
             random_state={"seed": self.recipe.seed, "drawn_by": "torch.manual_seed before each micro batch"},
             files=files,
         )
@@ -250,10 +245,9 @@ def first_whole(
 ) -> Path | None:
     """The first of `candidates` that is whole and that `fits` (which raises ScaleError); all ranks call it.
 
-    The first rank's are taken: on a network's disk another may not see the newest yet.
-
-    None where there is no candidate. A single one is taken or refused, with the newest whole one as the hint; of
-    several the first good one is taken, and `say` names those passed over. Raises NoCheckpoint where none is whole.
+    The first rank's candidates are taken: on a network's disk another may not see the newest yet. None where there is
+    none. A single one is taken or refused, with the newest whole one as the hint; of several the first good one is
+    taken, and `say` names those passed over. Raises NoCheckpoint where none is whole.
     """
     problems: list[ScaleError] = []
     candidates = ranks.from_first(lambda: candidates)

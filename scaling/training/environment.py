@@ -36,12 +36,13 @@ _GIT_TIMEOUT_S = 10
 def record(folder: Path, here: Ranks, command: Sequence[str]) -> None:
     """Appends this life to <folder>/environment.json; the first rank writes. All call it, for their host and device."""
     device = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else _processor()
-    places = _gathered(here, (socket.gethostname(), device))
+    places = here.gathered((socket.gethostname(), device))
     if problem := here.from_first(_recorded, folder, command, places):
         raise problem
 
 
 def _recorded(folder: Path, command: Sequence[str], places: list[tuple[str, str]]) -> ScaleError | None:
+    """Adds this life; what is in the way of that."""
     life = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
@@ -51,10 +52,6 @@ def _recorded(folder: Path, command: Sequence[str], places: list[tuple[str, str]
         "devices": Counter(device for _, device in places),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
-    return _kept(folder, life)
-
-
-def _kept(folder: Path, life: dict[str, Any]) -> ScaleError | None:
     text = json.dumps([*_earlier(folder / "environment.json"), life], indent=2) + "\n"
     try:
         write_folder(folder, {"environment.json": text}, "run_dir")
@@ -104,14 +101,6 @@ def _earlier(path: Path) -> list[Any]:
     except json.JSONDecodeError:
         lives = None
     return lives if isinstance(lives, list) else [{"unreadable": text}]
-
-
-def _gathered(here: Ranks, what: Any) -> list[Any]:
-    """`what` of every rank, on every rank."""
-    found = [what] * here.world_size
-    if here.world_size > 1:
-        dist.all_gather_object(found, what)
-    return found
 
 
 def _processor() -> str:

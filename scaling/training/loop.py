@@ -57,7 +57,7 @@ class Training:
     hint: str  # how a run that is stopped goes on
     step: int
     stop_step: int
-    step_seconds: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)  # tokens per second of each step
     # What the ranks told each other in the last collective: how many are asked to stop, how many have written.
     num_asked: int = 0
     num_written: int = 0
@@ -87,7 +87,6 @@ class Training:
         recipe, started_at = self.recipe, time.perf_counter()
         values = self.optimizer_step(watch_memory=watch_memory)
         elapsed_s = time.perf_counter() - started_at
-        self.step_seconds.append(elapsed_s)
         self.watchdog.step_took(elapsed_s)
         last = self.step == self.stop_step
         if last or self.step % recipe.evaluate_every_steps == 0:
@@ -308,6 +307,7 @@ class Training:
         """One line of metrics and of progress."""
         done, reached = course.at(self.recipe, self.step - 1), course.at(self.recipe, self.step)
         tokens_per_second = done.num_tokens / elapsed_s
+        self.paces.append(tokens_per_second)
         line = {
             "step": self.step,
             **values,
@@ -322,7 +322,8 @@ class Training:
         if self.metrics:
             line |= self.watch.of_step(self.step, tokens_per_second, elapsed_s)
             self.metrics.write(line)
-        left_s = (self.stop_step - self.step) * median(self.step_seconds[-20:])
+        left_tokens = course.at(self.recipe, self.stop_step).tokens_before - reached.tokens_before
+        left_s = left_tokens / median(self.paces[-20:])
         self.talk.step(line, self.stop_step, left_s)
         if "validation_loss" in values:
             self.talk.say(
@@ -335,9 +336,9 @@ class Training:
 
     def measured(self) -> dict[str, dict[str, Any]]:
         """What this run says about its plan: {quantity: {value, where the plan predicts it, how it was measured}}."""
-        last = course.at(self.recipe, self.step - 1)  # of the largest batch so far, and of the longest samples
-        alike = self.step - course.stretch(self.recipe, last.number).number
-        settled = self.step_seconds[2:] or self.step_seconds  # the first two carry allocation and measurement
+        # Of the largest batch so far, and of the longest samples.
+        alike = self.step - course.stretch(self.recipe, self.step - 1).number
+        settled = self.paces[2:] or self.paces  # the first two carry allocation and measurement
         return {
             "peak_allocated_bytes": {
                 "value": self.gauge.peak_allocated_bytes,
@@ -345,7 +346,7 @@ class Training:
                 "how": self.gauge.how,
             },
             "tokens_per_second": {
-                "value": last.num_tokens / median(settled[-alike:]),
+                "value": median(settled[-alike:]),
                 "predicted_in": "time",
                 "how": "median over steps from the third on that are as large as the last, all ranks",
             },

@@ -39,7 +39,7 @@ class Pulse:
 
 
 class Watchdog:
-    """`patience_s` None adapts to the steps. A context manager around the loop."""
+    """`patience_s` None adapts to the steps. A context manager around all that ranks do together."""
 
     def __init__(self, folder: Path, ranks: Ranks, patience_s: float | None, *, hint: str) -> None:
         self._folder, self._ranks, self._asked_s, self._hint = folder, ranks, patience_s, hint

@@ -207,10 +207,9 @@ def test_on_a_small_disk_that_fills_up_the_last_whole_checkpoint_stands(small_di
     recipe = recipe.model_copy(update={"keep_checkpoints": 100})  # each has 1.6 MB
     with lives.start(small_disk / "run", recipe, strategy) as life:
         assert life.ended() == [77, 77], life.said()
-        assert "No space left on device" in life.said() or "bytes are free" in life.said() or "are free" in life.said()
+        assert "No space left on device" in life.said() or "are free" in life.said()
     for checkpoint in manifest.steps(small_disk / "run" / "checkpoints"):
         manifest.require_whole(checkpoint, "test")
-    (small_disk / "run" / "checkpoints" / "step_000002" / manifest.NAME).unlink()
     shutil.rmtree(small_disk / "run" / "checkpoints" / "step_000002")
     recipe = recipe.model_copy(update={"keep_checkpoints": 1})
     assert lives.run(small_disk / "run", recipe, strategy) == [0, 0]
