@@ -6,50 +6,57 @@ L layers, E experts.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from scaling.errors import InputError
+from scaling.family import FAMILIES, Family
 
-Family = Literal["gpt2", "bert", "llama"]
-FAMILIES: tuple[Family, ...] = ("gpt2", "bert", "llama")
+# Bucketed distances of T5's relative positions (Raffel et al. 2020, section 2.1), for each head of the first layer.
+_RELATIVE_BUCKETS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """The dimensions that fix a Transformer's parameters.
 
-    Families: `gpt2`, a pre-norm decoder with learned positions (Radford et al. 2019), also GPT-3's and Megatron's GPT;
-    `bert`, a post-norm encoder with a masked-LM head tied to its embedding (Devlin et al. 2018, no pooler);
-    `llama`, a pre-norm decoder with RMSNorm, rotary positions and no biases (Touvron et al. 2023).
-    The switches below are the family's own unless given. With `num_experts` every layer's MLP is that many experts of
-    `intermediate_size`, of which a router picks `experts_per_token` (Mixtral, Jiang et al. 2024). Counts equal those
-    of transformers' classes: tests/test_shape.py compares them.
+    `family` is a row of scaling/family.py, and the switches below are the family's own unless given. With `num_experts`
+    every layer's MLP is that many experts of `intermediate_size`, of which a router picks `experts_per_token`
+    (Mixtral, Jiang et al. 2024). An encoder-decoder has `num_layers` in its encoder and `num_decoder_layers` in its
+    decoder. A vision model has an `image_size` and a `patch_size` in pixels a side, `num_channels`, its classes as
+    `vocab_size`, and a position for each patch and its class token. Counts equal those of transformers' classes:
+    tests/test_shape.py compares them.
     """
 
     name: str
-    family: Family
+    family: str
     num_layers: int
     hidden_size: int
     num_attention_heads: int
     intermediate_size: int
     vocab_size: int
     max_position_embeddings: int
+    num_decoder_layers: int | None = None  # as many as num_layers, where there is a decoder beside an encoder
     num_key_value_heads: int = 0  # 0: as many as heads
     explicit_head_dim: int | None = None  # where it is not hidden_size / heads
     num_experts: int = 1
     experts_per_token: int = 1
     gated_mlp: bool | None = None  # three matrices of D x F instead of two
     tied_embeddings: bool | None = None
+    image_size: int = 0
+    patch_size: int = 0
+    num_channels: int = 0
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise InputError("model.family", self.family, f"is not one of {', '.join(FAMILIES)}")
+        traits = FAMILIES[self.family]
         for field, value in (
             ("num_key_value_heads", self.num_key_value_heads or self.num_attention_heads),
-            ("gated_mlp", self.family == "llama" if self.gated_mlp is None else self.gated_mlp),
-            ("tied_embeddings", self.family != "llama" if self.tied_embeddings is None else self.tied_embeddings),
+            ("gated_mlp", traits.gated_mlp if self.gated_mlp is None else self.gated_mlp),
+            ("tied_embeddings", traits.tied_embeddings if self.tied_embeddings is None else self.tied_embeddings),
         ):
             object.__setattr__(self, field, value)
+        if traits.kind == "encoder-decoder" and self.num_decoder_layers is None:
+            object.__setattr__(self, "num_decoder_layers", self.num_layers)
         for field in _DIMENSIONS:
             size = getattr(self, field)
             if size is not None and size < 1:
@@ -68,6 +75,27 @@ class Shape:
                 self.num_key_value_heads,
                 f"does not divide num_attention_heads {self.num_attention_heads}",
             )
+        self._require_of_its_kind(traits)
+
+    def _require_of_its_kind(self, traits: Family) -> None:
+        if self.num_decoder_layers is not None and traits.kind != "encoder-decoder":
+            raise InputError("model.num_decoder_layers", self.num_decoder_layers, f"has no place in a {self.family}")
+        for field in ("image_size", "patch_size", "num_channels"):
+            value = getattr(self, field)
+            if (value > 0) != (traits.kind == "vision"):
+                problem = f"must be given in a {self.family}" if traits.kind == "vision" else "has no place in text"
+                raise InputError(f"model.{field}", value, problem)
+        if traits.kind == "vision":
+            if self.image_size % self.patch_size:
+                raise InputError("model.patch_size", self.patch_size, f"does not divide image_size {self.image_size}")
+            positions = (self.image_size // self.patch_size) ** 2 + 1
+            if self.max_position_embeddings != positions:
+                problem = f"is not {positions}: one for each patch and one for the class token"
+                raise InputError("model.max_position_embeddings", self.max_position_embeddings, problem)
+
+    @property
+    def traits(self) -> Family:
+        return FAMILIES[self.family]
 
     @cached_property
     def head_dim(self) -> int:
@@ -108,29 +136,69 @@ class Shape:
         return self.hidden_size * self.num_experts if self.num_experts > 1 else 0
 
     @cached_property
+    def norm_params(self) -> int:
+        """One norm over D: LayerNorm's weight and bias, or a weight alone."""
+        return self.hidden_size * (2 if self.traits.norm == "layer" else 1)
+
+    @cached_property
+    def attention_params(self) -> int:
+        """One attention with its biases and the norms of queries and keys."""
+        biases = {
+            "all": self.query_size + 2 * self.key_value_size + self.hidden_size,
+            "query, key and value": self.query_size + 2 * self.key_value_size,
+            "none": 0,
+        }[self.traits.attention_biases]
+        return self.attention_matmul_params + biases + (2 * self.head_dim if self.traits.norms_queries else 0)
+
+    @cached_property
+    def mlp_params(self) -> int:
+        """One layer's MLP: its experts, their biases and their router."""
+        biases = (
+            self.intermediate_size * (2 if self.gated_mlp else 1) + self.hidden_size if self.traits.mlp_biases else 0
+        )
+        return self.num_experts * (self.expert_params + biases) + self.router_params
+
+    @cached_property
     def layer_params(self) -> int:
-        """One layer with its norms, biases and router: LayerNorms 4 D and biases, or RMSNorms 2 D."""
-        D, F = self.hidden_size, self.intermediate_size
-        params = self.layer_matmul_params + self.router_params
-        if self.family == "llama":
-            return params + 2 * D
-        attention_biases = self.query_size + 2 * self.key_value_size + D
-        mlp_biases = F * (2 if self.gated_mlp else 1) + D
-        return params + attention_biases + self.num_experts * mlp_biases + 4 * D
+        """One layer, of the encoder where there is a decoder too: attention, MLP and two norms."""
+        return self.attention_params + self.mlp_params + 2 * self.norm_params
+
+    @cached_property
+    def decoder_layer_params(self) -> int:
+        """One layer of a decoder beside an encoder, to which it attends: two attentions, MLP and three norms."""
+        return 2 * self.attention_params + self.mlp_params + 3 * self.norm_params
 
     @cached_property
     def params_by_part(self) -> dict[str, int]:
         """Parameters by part; tied weights are counted once, under the embedding."""
         L, D, V, P = self.num_layers, self.hidden_size, self.vocab_size, self.max_position_embeddings
-        parts = {"token_embedding": V * D, "layers": L * self.layer_params}
-        if self.family == "llama":
-            parts["final_norm"] = D
-        elif self.family == "gpt2":
-            parts |= {"position_embedding": P * D, "final_norm": 2 * D}
+        traits, parts = self.traits, {}
+        stacks = 2 if traits.kind == "encoder-decoder" else 1
+        if traits.kind == "vision":
+            parts["patch_embedding"] = self.num_channels * self.patch_size**2 * D + D + D  # and the class token
         else:
-            parts |= {"position_embedding": P * D, "token_type_embedding": 2 * D, "embedding_norm": 2 * D}
-            parts["mlm_head"] = D * D + D + 2 * D + V  # dense, its bias, LayerNorm, the decoder's own bias
-        if not self.tied_embeddings:
+            parts["token_embedding"] = V * D
+        parts["layers"] = L * self.layer_params
+        if self.family == "modernbert":
+            parts["layers"] -= self.norm_params  # the first layer takes the embeddings' norm for its own
+        if self.num_decoder_layers:
+            parts["decoder_layers"] = self.num_decoder_layers * self.decoder_layer_params
+        match traits.positions:
+            case "learned" | "sinusoidal":
+                parts["position_embedding"] = stacks * (P + traits.position_offset) * D
+            case "relative":
+                parts["position_embedding"] = stacks * _RELATIVE_BUCKETS * self.num_attention_heads
+        if traits.token_types:
+            parts["token_type_embedding"] = traits.token_types * D
+        if traits.norms_embeddings:
+            parts["embedding_norm"] = stacks * self.norm_params
+        if traits.norms_output:
+            parts["final_norm"] = stacks * self.norm_params
+        if traits.mlm_head:  # dense and its bias, where the family has any, a norm, the decoder's own bias
+            parts["mlm_head"] = D * D + (D if traits.mlp_biases else 0) + self.norm_params + V
+        if traits.kind == "vision":
+            parts["head"] = V * D + V
+        elif not self.tied_embeddings:
             parts["head"] = V * D
         return parts
 
@@ -151,7 +219,7 @@ class Shape:
         `predicted_fraction` is the share of positions at which the head's logits are computed.
         """
         D, V = self.hidden_size, self.vocab_size
-        head = V * D + (D * D if self.family == "bert" else 0)
+        head = V * D + (D * D if self.traits.mlm_head else 0)
         layer = self.active_matmul_params + self.router_params
         matmul = 6 * (self.num_layers * layer + predicted_fraction * head)
         attention = 12 * self.num_layers * self.query_size * seq_length
@@ -160,5 +228,5 @@ class Shape:
 
 _DIMENSIONS = (
     "num_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
-    "num_key_value_heads", "num_experts", "experts_per_token", "explicit_head_dim",
+    "num_key_value_heads", "num_experts", "experts_per_token", "explicit_head_dim", "num_decoder_layers",
 )  # fmt: skip

@@ -252,7 +252,7 @@ def test_a_problem_names_its_key_its_line_and_what_would_work(line, text, said):
         ("num_layers: '2'", "model.num_layers: '2' is wrong"),
         ("num_attention_heads: 3", "model.num_attention_heads: 3 does not divide hidden_size 64"),
         ("hidden: 64", "model.hidden: unknown key; did you mean 'hidden_size'"),
-        ("family: t5", "model.family: 't5' is wrong"),
+        ("family: mamba", "model.family: 'mamba' is not one of gpt2, "),
         ("vocab_size:", "model.vocab_size: None is wrong"),
         ("strange: 1", "model.strange: unknown key"),
     ],

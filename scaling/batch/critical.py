@@ -204,7 +204,7 @@ class Estimate:
     @cached_property
     def applies(self) -> bool:
         """All fits are of causal LMs; only what was measured holds for a masked one."""
-        return self.fit.measured or self.training.shape.family != "bert"
+        return self.fit.measured or self.training.shape.traits.kind == "decoder"
 
     @cached_property
     def outside(self) -> tuple[str, ...]:

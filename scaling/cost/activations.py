@@ -24,7 +24,7 @@ def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float,
     shape, adapter = job.shape, job.adapter
     D, F = shape.hidden_size, shape.intermediate_size
     mlp = (profile.gated_tensors if shape.gated_mlp else 2) * F
-    norms = 4 * D * (profile.rms_uncut if shape.family == "llama" else 1.0)
+    norms = 4 * D * (profile.rms_uncut if shape.traits.norm == "rms" else 1.0)
     adapters = 0.0
     if adapter is not None:  # query, key and value share an input, and a dropout, as litgpt's one matrix of them has it
         of_attention = bool(adapter.targets - {"output", "mlp"})
@@ -96,7 +96,7 @@ def scores_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> fl
 
 def one_matmul_makes_keys(shape: Shape) -> bool:
     """Whether query, key and value are one matrix's output, which is kept whole or not at all: GPT-2's c_attn."""
-    return shape.family == "gpt2"
+    return shape.family in ("gpt2", "gpt-neox", "modernbert")
 
 
 def in_flight(strategy: Strategy, rank: Rank) -> float:
@@ -146,4 +146,4 @@ def logit_bytes(job: Job, profile: Profile) -> float:
 
 def chunks_loss(job: Job, strategy: Strategy) -> bool:
     """Whether the loss is chunked: a masked-LM head is not, which has few logits and a transform of its own."""
-    return strategy.loss_kernel == "chunked" and job.shape.family != "bert"
+    return strategy.loss_kernel == "chunked" and job.shape.traits.kind == "decoder"

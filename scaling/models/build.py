@@ -1,60 +1,75 @@
 """Shape -> a transformers model, initialised from a seed. transformers' classes, so that exports load anywhere."""
 
+from typing import Any
+
 import torch
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 
+from scaling.family import Kind
 from scaling.shape import Shape
+
+_HEADS: dict[Kind, Any] = {
+    "decoder": AutoModelForCausalLM,
+    "encoder": AutoModelForMaskedLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+    "vision": AutoModelForImageClassification,
+}
 
 
 def build(shape: Shape, *, dropout: float = 0.0, seed: int = 0, initialised: bool = True) -> PreTrainedModel:
     """The model of `shape` in fp32 on the CPU; the same seed gives the same weights on every rank.
 
-    Initialisation is transformers': N(0, 0.02), and for GPT-2 the output projections at 0.02 / sqrt(2 L)
-    (Radford et al. 2019, section 2.3). A model that is not `initialised` takes no memory until its weights are written:
-    the operating system gives untouched pages none.
+    Initialisation is transformers', as each paper has it: docs/models.md. A model that is not `initialised` takes no
+    memory until its weights are written: the operating system gives untouched pages none.
     """
     if not initialised:
         with no_init_weights():
             model = build(shape, dropout=dropout)
         model.tie_weights()  # which the context leaves out, too
         return model
-    common = {"attn_implementation": "sdpa", "use_cache": False}
     # Forking keeps the caller's random state: building a model must not shift anybody's dropout.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if shape.family == "gpt2":
-            config = GPT2Config(
-                vocab_size=shape.vocab_size,
-                n_positions=shape.max_position_embeddings,
-                n_embd=shape.hidden_size,
-                n_layer=shape.num_layers,
-                n_head=shape.num_attention_heads,
-                n_inner=shape.intermediate_size,
-                # GPT-2's tanh GELU in one kernel: "gelu_new" is the same function in five, each saving a tensor.
-                activation_function="gelu_pytorch_tanh",
-                resid_pdrop=dropout,
-                embd_pdrop=dropout,
-                attn_pdrop=dropout,
-                bos_token_id=None,
-                eos_token_id=None,
-                **common,
-            )
-            return GPT2LMHeadModel(config)
-        return BertForMaskedLM(
-            BertConfig(
-                vocab_size=shape.vocab_size,
-                max_position_embeddings=shape.max_position_embeddings,
-                hidden_size=shape.hidden_size,
-                num_hidden_layers=shape.num_layers,
-                num_attention_heads=shape.num_attention_heads,
-                intermediate_size=shape.intermediate_size,
-                hidden_dropout_prob=dropout,
-                attention_probs_dropout_prob=dropout,
-                pad_token_id=None,
-                **common,
-            )
-        )
+        return _HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout))
+
+
+def config_of(shape: Shape, *, dropout: float = 0.0) -> PreTrainedConfig:
+    """transformers' configuration of `shape`, for training."""
+    traits, fields = shape.traits, {}
+    for field, keys in traits.config_names.items():
+        value = getattr(shape, field)
+        if field == "max_position_embeddings" and traits.kind != "vision":
+            value += traits.position_offset if traits.model_type == "roberta" else 0  # the others add it themselves
+        fields |= dict.fromkeys(keys, value)
+    fields |= dict.fromkeys(traits.dropout_names, dropout) | dict(traits.constants)
+    if traits.kind == "vision":
+        del fields["vocab_size"], fields["max_position_embeddings"]
+        fields["num_labels"] = shape.vocab_size
+    else:
+        fields["tie_word_embeddings"] = shape.tied_embeddings
+        fields |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": _padding(shape)}
+    if traits.kind == "encoder-decoder":
+        fields |= {"decoder_start_token_id": 0, "is_encoder_decoder": True, "forced_eos_token_id": None}
+    else:
+        fields["use_cache"] = False
+    if shape.family == "t5":
+        fields["feed_forward_proj"] = "gated-gelu" if shape.gated_mlp else "relu"
+    return AutoConfig.for_model(traits.model_type, attn_implementation="sdpa", **fields)
+
+
+def _padding(shape: Shape) -> int | None:
+    """RoBERTa and its kin number positions from the padding token's on, and need one."""
+    return 1 if shape.traits.position_offset or shape.traits.kind == "encoder-decoder" else None
 
 
 def prepare_for_use(model: PreTrainedModel) -> None:

@@ -6,24 +6,34 @@ a mean of such means depends on how a batch was split.
 Alphabet: B batch, T sequence, N targets, D hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from scaling.strategy import LOSS_CHUNK_TOKENS, LossKernel
 
 IGNORED = -100  # the label of a position without a target
 
 
+# From the hidden states of masked positions to their logits.
+_MASKED_HEADS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "bert": lambda model, hidden_ND: model.cls(hidden_ND),
+    "roberta": lambda model, hidden_ND: model.lm_head(hidden_ND),
+    "modernbert": lambda model, hidden_ND: model.decoder(model.head(hidden_ND)),
+}
+
+
 class WithLoss(nn.Module):
     """`model` with a forward that returns the summed cross-entropy, in nats, of a batch's targets.
 
-    `labels` [B, T] are aligned with `input_ids` [B, T]: the token to predict at each position, or IGNORED. With
-    `loss_kernel` "chunked" a decoder's head never has more than `chunk_tokens` rows of logits; the loss is the same.
+    `labels` are aligned with the logits: the token to predict at each position [B, T] or IGNORED, or the class of each
+    image [B]. The other `inputs` are the model's own, by name. With `loss_kernel` "chunked" a decoder's head never has
+    more than `chunk_tokens` rows of logits; the loss is the same.
     """
 
     def __init__(
@@ -31,22 +41,24 @@ class WithLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.chunked = loss_kernel == "chunked" and not isinstance(model, BertForMaskedLM)
+        self.masked_head = _MASKED_HEADS.get(model.config.model_type)
+        predicts_all = self.masked_head is None and not model.config.is_encoder_decoder
+        self.chunked = loss_kernel == "chunked" and predicts_all and model.get_output_embeddings() is not None
         if self.chunked:
             # In the head's own place, so that whoever hooks modules (ZeRO-3 gathers their weights) finds it there.
-            model.lm_head = ChunkedHead(model.lm_head.weight, chunk_tokens)
+            model.set_output_embeddings(ChunkedHead(model.get_output_embeddings().weight, chunk_tokens))
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.model, BertForMaskedLM):
+    def forward(self, *, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        if self.masked_head:
             # Only the masked positions need a head: 15 % of the logits.
             masked = labels != IGNORED
-            hidden_BTD = self.model.bert(input_ids=input_ids).last_hidden_state
-            logits, labels = self.model.cls(hidden_BTD[masked]), labels[masked]
+            hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+            logits, labels = self.masked_head(self.model, hidden_BTD[masked]), labels[masked]
         elif self.chunked:
-            hidden_BTD = self.model.base_model(input_ids=input_ids).last_hidden_state
-            return self.model.lm_head(hidden_BTD.flatten(0, 1), labels.flatten())
+            hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+            return self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1), labels.flatten())
         else:
-            logits = self.model(input_ids=input_ids).logits
+            logits = self.model(**inputs).logits
         return summed_cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
 
 

@@ -83,7 +83,7 @@ def recipe_for(
     fields = dict(
         name=shape.name,
         model=model_of(shape),
-        task="masked-lm" if shape.family == "bert" else "causal-lm",
+        task=shape.traits.task,
         data=Data(corpus=[EMBEDDED_CORPUS], seq_length=seq_length, validation_fraction=0.05),
         global_batch_size=global_batch_size,
         num_steps=num_steps,

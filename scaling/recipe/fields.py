@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from scaling import registry
 from scaling.errors import InputError
+from scaling.family import FAMILIES, Task
 from scaling.shape import Shape
 
 EMBEDDED_CORPUS = "embedded:docstrings"
@@ -28,17 +29,33 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _known_family(value: str) -> str:
+    if value not in FAMILIES:
+        raise InputError("model.family", value, f"is not one of {', '.join(FAMILIES)}")
+    return value
+
+
 class Model(_Strict):
     """The dimensions of a model that no registry row has; the fields of `Shape`."""
 
     name: str
-    family: Literal["gpt2", "bert"]
+    family: Annotated[str, AfterValidator(_known_family)]
     num_layers: Positive
     hidden_size: Positive
     num_attention_heads: Positive
     intermediate_size: Positive
     vocab_size: Positive
     max_position_embeddings: Positive
+    num_decoder_layers: Positive | None = None
+    num_key_value_heads: Annotated[int, Field(ge=0)] = 0
+    explicit_head_dim: Positive | None = None
+    num_experts: Positive = 1
+    experts_per_token: Positive = 1
+    gated_mlp: bool | None = None
+    tied_embeddings: bool | None = None
+    image_size: Annotated[int, Field(ge=0)] = 0
+    patch_size: Annotated[int, Field(ge=0)] = 0
+    num_channels: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _buildable(self) -> "Model":
@@ -274,7 +291,7 @@ class Recipe(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     model: Annotated[str | Model, AfterValidator(_known_model)]
-    task: Literal["causal-lm", "masked-lm"]
+    task: Task
     data: Data
     global_batch_size: Positive
     batch_ramp: Growth | None = None  # of the batch
@@ -293,7 +310,7 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         shape, steps = self.shape, self.schedule.warmup_steps
-        wanted = {"gpt2": "causal-lm", "bert": "masked-lm"}[shape.family]
+        wanted = shape.traits.task
         if self.task != wanted:
             raise InputError("task", self.task, f"does not fit {shape.name}, which is trained as {wanted!r}")
         if self.data.seq_length > shape.max_position_embeddings:

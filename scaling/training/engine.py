@@ -50,6 +50,11 @@ def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any], *, init
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
 
 
+def gradient_divisor(strategy: Strategy) -> int:
+    """What DeepSpeed divides the sum of the ranks' gradients by, and the loop's loss is multiplied by."""
+    return strategy.data_parallel_size
+
+
 def loss_scale(engine: Any) -> float:
     """What DeepSpeed multiplies the loss by before the backward: 1, except in fp16."""
     return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0

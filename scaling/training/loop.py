@@ -19,13 +19,13 @@ from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import checkpoint
 from scaling.training.checkpoint import Reached, Saver
-from scaling.training.engine import LossScaleAtFloor, discard_gradients, step_and_gradient_norm
+from scaling.training.engine import LossScaleAtFloor, discard_gradients, gradient_divisor, step_and_gradient_norm
 from scaling.training.guards import Judge, Judgement, unhealthy
 from scaling.training.memory import MemoryGauge
 from scaling.training.noise_scale import GradientNoise
 from scaling.training.optimizer import set_learning_rate
 from scaling.training.progress import Talk
-from scaling.training.ranks import Ranks
+from scaling.training.ranks import Ranks, place_of
 from scaling.training.schedule import learning_rate
 from scaling.training.signals import StopRequest
 from scaling.training.tracking import Tracking
@@ -150,8 +150,9 @@ class Training:
         clock.lap("data")
         # The loss is the sum over targets divided by their global number. DeepSpeed averages over ranks, which
         # multiplying by their number undoes; so no split of the batch changes the gradient.
-        num_targets = ranks.summed(sum(count_targets(batch) for _, batch in (*micro_batches, last)))
-        scale = ranks.world_size / num_targets
+        counted = ranks.summed(sum(count_targets(batch) for _, batch in (*micro_batches, last)))
+        num_targets = counted / self.strategy.model_parallel_size  # whose ranks count the same ones
+        scale = gradient_divisor(self.strategy) / num_targets
         # Of the loss, of what the noise scale asks of a micro batch, of ranks asked to stop, and of those that wrote.
         sums = torch.zeros(4, device=ranks.device)
         # Left to itself DeepSpeed takes a step at each multiple of the configured accumulation, which a ramp varies
@@ -187,7 +188,8 @@ class Training:
         clock.lap("forward")
         self.engine.backward(loss * scale, scale_wrt_gas=False)
         clock.lap("backward")
-        return torch.stack([loss.detach(), self.noise.of_micro_batch(count_targets(batch))])
+        own = 1 / self.strategy.tensor_parallel_size  # whose ranks have the same loss
+        return torch.stack([loss.detach() * own, self.noise.of_micro_batch(count_targets(batch))])
 
     def update(self, loss: float, *, is_finite: bool) -> torch.Tensor | float:
         """The optimizer's step, or what a guard does instead; the gradient norm before clipping."""
@@ -260,13 +262,14 @@ class Training:
 
     def micro_batches(self, now: course.Step) -> Iterator[tuple[int, Batch]]:
         """This rank's share of the global batch of step `now`, on its device; each with its first sample's number."""
-        steps = now.global_batch_size // (self.strategy.micro_batch_size * self.ranks.world_size)
+        size = self.strategy.data_parallel_size
+        steps = now.global_batch_size // (self.strategy.micro_batch_size * size)
         for micro_step in range(steps):
             indices = micro_batch_indices(
                 first_sample=now.first_sample,
                 global_batch_size=now.global_batch_size,
-                rank=self.ranks.rank,
-                data_parallel_size=self.ranks.world_size,
+                rank=place_of(self.ranks.rank, self.strategy).data,
+                data_parallel_size=size,
                 micro_step=micro_step,
                 gradient_accumulation_steps=steps,
             )
@@ -286,12 +289,13 @@ class Training:
         """The loss per target on the whole validation part; nothing where the run is asked to stop meanwhile."""
         validation, ranks = self.corpus.validation, self.ranks
         size, total = self.strategy.micro_batch_size, validation.num_samples
+        place, share = place_of(ranks.rank, self.strategy), size * self.strategy.data_parallel_size
         sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
         self.engine.eval()
         # Every rank runs as many batches as the others: at stage 3 a forward is a collective.
-        for start in range(0, total, size * ranks.world_size):
+        for start in range(0, total, share):
             self.watchdog.doing(f"evaluating after step {self.step}, sample {start}")
-            indices = [start + ranks.rank * size + i for i in range(size)]
+            indices = [start + place.data * size + i for i in range(size)]
             batch = validation.batch([min(index, total - 1) for index in indices])
             batch["labels"][[index >= total for index in indices]] = IGNORED
             batch = self.moved(batch)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from scaling.errors import ScaleError
+from scaling.strategy import Strategy
 
 # `deepspeed` and torchrun both set these; without them this is a run of one process.
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -59,6 +60,29 @@ class Ranks:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a rank stands in a strategy: its number along each kind of parallelism.
+
+    Tensor ranks are neighbours, then sequence, data and pipeline ranks, as DeepSpeed numbers them (0.19.8,
+    utils/groups.py and runtime/pipe/topology.py). Ranks that differ in the tensor, sequence or pipeline number alone
+    are given the same samples.
+    """
+
+    data: int
+    tensor: int
+    sequence: int
+    pipeline: int
+
+
+def place_of(rank: int, strategy: Strategy) -> Place:
+    """The place of `rank`, counted from 0."""
+    rest, tensor = divmod(rank, strategy.tensor_parallel_size)
+    rest, sequence = divmod(rest, strategy.sequence_parallel_size)
+    pipeline, data = divmod(rest, strategy.data_parallel_size)
+    return Place(data=data, tensor=tensor, sequence=sequence, pipeline=pipeline)
 
 
 def join() -> Ranks:

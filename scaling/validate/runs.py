@@ -17,7 +17,7 @@ from scaling.errors import FileProblems, InputError
 from scaling.files import read_text
 from scaling.hardware import ACCELERATORS, ASSUMED_HOST_MEMORY_BYTES, Accelerator, Cluster, MatmulPrecision
 from scaling.optimizers import Name
-from scaling.shape import Family, Shape
+from scaling.shape import Shape
 from scaling.strategy import Checkpointing, Rank, Strategy
 from scaling.units import BITS_PER_BYTE, GIB
 from scaling.validate.stacks import ADAPTERS, DIMENSIONS, HEAD_DIMS, STACKS, PeakKind, Stack
@@ -333,7 +333,7 @@ def _job(row: _Row, strategy: Strategy, stack: Stack) -> Job:
         adapter=_adapter(row),
         dropout=0.0 if "hidden-dropout=0" in notes else stack.dropout,
         predicted_fraction=0.0 if "classification" in notes else stack.predicted_fraction,
-        causal=shape.family != "bert",
+        causal=shape.traits.kind == "decoder",
         attention=attention,
         fused_loss=_has_liger(notes),
         tiled_mlp="tiled mlp" in notes,
@@ -372,7 +372,7 @@ def _has_liger(notes: str) -> bool:
 
 def _shape(row: _Row, strategy: Strategy, stack: Stack) -> Shape:
     notes, model = row["notes"], row["model"].lower()
-    family: Family = "llama"
+    family = "llama"
     if "bert" in model:
         family = "bert"
     elif re.search(r"gpt|phi|pythia|falcon|stablelm|mpt|opt|nemotron", model):

@@ -56,7 +56,9 @@ def test_a_chunked_loss_evaluates_to_the_same_and_leaves_the_names_of_weights_al
         models.WithLoss(models.build(shape), loss_kernel=kernel, chunk_tokens=5) for kernel in ("full", "chunked")
     )
     with torch.no_grad():
-        assert float(chunked(ids, ids)) == pytest.approx(float(full(ids, ids)), rel=1e-6)
+        assert float(chunked(input_ids=ids, labels=ids)) == pytest.approx(
+            float(full(input_ids=ids, labels=ids)), rel=1e-6
+        )
     assert chunked.state_dict().keys() == full.state_dict().keys()
 
 
