@@ -263,7 +263,8 @@ _RIGHT = dict(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("family", "mamba"), ("num_layers", 0), ("hidden_size", 0), ("num_attention_heads", 0), ("num_attention_heads", 5),
+        ("family", "mamba"), ("num_layers", 0), ("hidden_size", 0), ("num_attention_heads", 0),
+        ("num_attention_heads", 5),
         ("num_attention_heads", 128), ("intermediate_size", -1), ("vocab_size", 0), ("max_position_embeddings", 0),
         ("num_key_value_heads", 3), ("num_key_value_heads", -1), ("num_experts", 0), ("experts_per_token", 0),
         ("experts_per_token", 2), ("explicit_head_dim", 0), ("explicit_head_dim", -8),

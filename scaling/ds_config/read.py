@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from scaling.ds_config import write
+from scaling.ds_config import parallel, write
 from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
 from scaling.files import read_text
 from scaling.optimizers import OPTIMIZERS, unsound
+from scaling.parallelism import unsplittable
 from scaling.plan.layouts import offload_ignored
 from scaling.recipe import Recipe
 from scaling.strategy import Offload, Strategy, bucket_size
@@ -19,6 +20,7 @@ _KEYS = {
     "activation_checkpointing", "prescale_gradients", "gradient_predivide_factor", "communication_data_type",
     "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "flops_profiler",
     "tensorboard", "wandb", "csv_monitor", "aio", "checkpoint", "zero_force_ds_cpu_optimizer", "log_level",
+    *parallel.KEYS,
 }  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Strategy:
-    """The strategy that `config` spells, on `world_size` data-parallel ranks.
+    """The strategy that `config` spells, on `world_size` ranks.
 
     The accumulation follows from the recipe's global batch, whatever the file says.
     Raises InputError naming a field that is missing, not a number, or does not divide the batch.
@@ -70,17 +72,37 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
     allgather = _integer(zero, "allgather_bucket_size", "zero_optimization.allgather_bucket_size", default=bucket)
     if allgather % 2:
         raise InputError("zero_optimization.allgather_bucket_size", allgather, "is odd, which DeepSpeed refuses")
-    return Strategy(
+    sizes = parallel.sizes(config)
+    data_parallel_size = _data_parallel_size(sizes, world_size)
+    strategy = Strategy(
         zero_stage=stage,
         offload_optimizer=optimizer,
         offload_param=param,
-        data_parallel_size=world_size,
+        data_parallel_size=data_parallel_size,
+        tensor_parallel_size=sizes.tensor,
+        pipeline_parallel_size=sizes.pipeline,
+        sequence_parallel_size=sizes.sequence,
+        expert_parallel_size=sizes.expert,
         micro_batch_size=micro,
-        gradient_accumulation_steps=_accumulation(recipe, micro, world_size),
+        gradient_accumulation_steps=_accumulation(recipe, micro, data_parallel_size),
         activation_checkpointing="full" if config.get("activation_checkpointing") else "none",
         reduce_bucket_size=_integer(zero, "reduce_bucket_size", "zero_optimization.reduce_bucket_size", default=bucket),
         allgather_bucket_size=allgather,
     )
+    problem, hint = unsplittable(recipe.shape, strategy, recipe.data.seq_length)
+    if problem:
+        raise ScaleError(f"ds_config: {problem}", hint=hint)
+    return strategy
+
+
+def _data_parallel_size(sizes: parallel.Sizes, world_size: int) -> int:
+    split = sizes.tensor * sizes.pipeline * sizes.sequence
+    if world_size % split:
+        factors = f"tensor {sizes.tensor} x pipeline {sizes.pipeline} x sequence {sizes.sequence}"
+        raise InputError(
+            "world_size", world_size, f"is not a multiple of {factors}", hint=f"{split} ranks, or 2 x {split}"
+        )
+    return world_size // split
 
 
 def _offload(zero: dict[str, Any], key: str) -> Offload:

@@ -14,6 +14,7 @@ from scaling.cost.memory import (
     nvme_buffer_size,
     sub_group_size,
 )
+from scaling.ds_config import parallel
 from scaling.optimizers import OPTIMIZERS
 from scaling.recipe import Adafactor, AdamW, Constant, Cosine, Linear, Lion, Recipe, Sgd
 from scaling.strategy import Strategy
@@ -40,6 +41,7 @@ def emit(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None) -> di
         config["activation_checkpointing"] = checkpointing_block(recipe.shape.num_layers)
     if strategy.uses_nvme:
         config["aio"] = aio_block()
+    config |= parallel.blocks(recipe.shape, strategy)
     config |= {"prescale_gradients": False, "steps_per_print": 2**31 - 1, "wall_clock_breakdown": False}
     return config
 

@@ -42,15 +42,30 @@ def tiny_recipe(folder: Path, *, family: str = "gpt2", **changes: Any) -> Recipe
 
 
 def layout(
-    world_size: int, stage: int, *, micro: int = 4, checkpointing: str = "none", batch: int = 8, loss: str = "full"
+    world_size: int,
+    stage: int,
+    *,
+    micro: int = 4,
+    checkpointing: str = "none",
+    batch: int = 8,
+    loss: str = "full",
+    tensor: int = 1,
+    pipeline: int = 1,
+    sequence: int = 1,
+    expert: int = 1,
 ) -> Strategy:
     """A strategy for `batch` samples on `world_size` ranks with buckets that a tiny model fills several times."""
+    data = world_size // (tensor * pipeline * sequence)
     return Strategy(
         zero_stage=stage,
         offload_optimizer="none",
-        data_parallel_size=world_size,
+        data_parallel_size=data,
+        tensor_parallel_size=tensor,
+        pipeline_parallel_size=pipeline,
+        sequence_parallel_size=sequence,
+        expert_parallel_size=expert,
         micro_batch_size=micro,
-        gradient_accumulation_steps=batch // (micro * world_size),
+        gradient_accumulation_steps=batch // (micro * data),
         activation_checkpointing=checkpointing,
         loss_kernel=loss,
         reduce_bucket_size=20_000,
@@ -75,7 +90,7 @@ def run(folder: Path, what: Recipe, strategy: Strategy, *flags: str) -> list[dic
     if strategy.activation_checkpointing == "selective":  # which no ds_config says
         argv += ["--activation_checkpointing", "selective"]
     argv += flags
-    on_ranks(strategy.data_parallel_size, train.main, argv)
+    on_ranks(strategy.world_size, train.main, argv)
     return metrics(folder)
 
 

@@ -1,0 +1,55 @@
+"""How a ds_config spells the parallel sizes beside data parallelism: written here, and read back here."""
+
+from typing import Any, NamedTuple
+
+from scaling.errors import InputError
+from scaling.shape import Shape
+from scaling.strategy import Strategy
+
+KEYS = {"tensor_parallel", "pipeline", "sequence_parallel_size", "expert_parallel"}
+
+
+class Sizes(NamedTuple):
+    """Parallel sizes beside data parallelism."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    sequence: int = 1
+    expert: int = 1
+
+
+def blocks(shape: Shape, strategy: Strategy) -> dict[str, Any]:
+    """The keys for the sizes above 1."""
+    keys: dict[str, Any] = {}
+    if strategy.tensor_parallel_size > 1:
+        keys["tensor_parallel"] = {"autotp_size": strategy.tensor_parallel_size}
+    if strategy.pipeline_parallel_size > 1:
+        keys["pipeline"] = {"stages": strategy.pipeline_parallel_size}
+    if strategy.sequence_parallel_size > 1:
+        keys["sequence_parallel_size"] = strategy.sequence_parallel_size
+    if strategy.expert_parallel_size > 1:
+        keys["expert_parallel"] = {"autoep_size": strategy.expert_parallel_size}
+    return keys
+
+
+def sizes(config: dict[str, Any]) -> Sizes:
+    """What a configuration asks for. Raises InputError for what is not a size."""
+    return Sizes(
+        tensor=_size(config, "tensor_parallel", "autotp_size"),
+        pipeline=_size(config, "pipeline", "stages"),
+        sequence=_size(config, "sequence_parallel_size"),
+        expert=_size(config, "expert_parallel", "autoep_size"),
+    )
+
+
+def _size(config: dict[str, Any], *path: str) -> int:
+    found: Any = config
+    for depth, key in enumerate(path):
+        if not isinstance(found, dict):
+            raise InputError(
+                ".".join(path[:depth]), found, "is not an object", hint=f'write "{path[depth - 1]}": {{...}}'
+            )
+        found = found.get(key, 1 if depth == len(path) - 1 else {})
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise InputError(".".join(path), found, "is not a whole number of at least 1")
+    return found
