@@ -5,10 +5,10 @@ trains every empty cell and gets the losses of one rank.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from scaling.family import FAMILIES
 from scaling.shape import Shape
-from scaling.strategy import Strategy
 
 _NOT_YET = "is not built yet"
 
@@ -30,20 +30,37 @@ class Parallelisms:
 PARALLELISMS: dict[str, Parallelisms] = {name: Parallelisms() for name in FAMILIES}
 
 
-def unsplittable(shape: Shape, strategy: Strategy, seq_length: int) -> tuple[str, str]:
-    """(why `shape` cannot be split as `strategy` asks, the sizes that work); empty strings where it can."""
-    for kind, size in strategy.parallelism.items():
+class Split(Protocol):
+    """A strategy, or as much of one as is chosen so far."""
+
+    @property
+    def zero_stage(self) -> int: ...
+    @property
+    def parallelism(self) -> dict[str, int]: ...
+
+
+def not_run(shape: Shape, split: Split) -> str:
+    """Why scale/train.py does not split a model of this family in these ways, whatever the sizes."""
+    kinds = list(split.parallelism)
+    for kind in kinds:
         if reason := getattr(PARALLELISMS[shape.family], kind):
-            others = ", ".join(sorted(PARALLELISMS[shape.family].runnable)) or "data parallelism alone"
-            return f"{kind} parallelism of a {shape.family} {reason}", f"{kind}_parallel_size 1; {others} works"
+            return f"{kind} parallelism of a {shape.family} {reason}"
+    if len(kinds) > 1:
+        return f"{' and '.join(kinds)} parallelism do not go together"
+    return ""
+
+
+def unsplittable(shape: Shape, split: Split, seq_length: int) -> tuple[str, str]:
+    """(why `shape` cannot be split as asked, what works); empty strings where it can."""
+    if reason := not_run(shape, split):
+        others = ", ".join(sorted(PARALLELISMS[shape.family].runnable)) or "none of the others"
+        return reason, f"data parallelism works, and of the others: {others}"
+    for kind, size in split.parallelism.items():
         if fitting := _sizes(kind, shape, seq_length):
             whole, what = fitting
             if whole % size:
-                divisors = [str(n) for n in range(1, whole + 1) if whole % n == 0]
-                return (
-                    f"{kind}_parallel_size {size} does not divide {what} {whole}",
-                    f"sizes that do: {', '.join(divisors)}",
-                )
+                divisors = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+                return f"{kind}_parallel_size {size} does not divide {what} {whole}", f"sizes that do: {divisors}"
     return "", ""
 
 

@@ -30,7 +30,7 @@ def memory(
     profile: Annotated[Path | None, typer.Option(help="A profile by `scale calibrate`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The estimate as JSON.")] = False,
 ) -> None:
-    """How much memory one strategy takes. It may be one that scale/train.py cannot run yet.
+    """How much memory one strategy takes. It may be one that scale/train.py does not run.
 
     Exit 0: it fits. Exit 1: it does not.
     """

@@ -112,7 +112,7 @@ def _print_list(console: Console, title: str, sentences: Iterable[str]) -> None:
 
 def _print_rejected(console: Console, plan: "Plan", title: str, *, explain: bool) -> None:
     """Why the other strategies lost, where that was asked for or nothing fits."""
-    for can_run, heading in ((True, title), (False, "priced, though scale/train.py cannot run it yet")):
+    for can_run, heading in ((True, title), (False, "priced, though scale/train.py does not run it")):
         lost = [f"{each.strategy}: {each.reason}" for each in plan.rejected if each.can_run == can_run]
         if lost and (explain or (can_run and not plan.fits)):
             _print_list(console, heading, lost)

@@ -1,7 +1,7 @@
 """Why each family of strategies lost, in numbers."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from scaling.cost import MemoryEstimate
@@ -60,7 +60,7 @@ def _loss(family: Family, chosen: Candidate | None, steering: Steering) -> _Loss
     name, beyond = ", ".join([str(layout), *(f"{kind} parallel" for kind in layout.kinds)]), not layout.runnable
     if family.fitting:
         best = min(family.fitting, key=lambda candidate: candidate.time.step_s)
-        reason = _beyond(best, chosen, layout.kinds) if beyond else _slower(best, chosen)
+        reason = _beyond(best, chosen, layout.not_run) if beyond else _slower(best, chosen)
         return _Loss(
             layout=layout,
             name=str(best.strategy) if beyond else name,
@@ -113,15 +113,13 @@ def _slower(other: Candidate, chosen: Candidate | None) -> str:
     return f"fits, but a step takes {step}, {factor:.2f} x the chosen one"
 
 
-def _beyond(candidate: Candidate, chosen: Candidate | None, kinds: Sequence[str]) -> str:
-    """What cannot be run yet, with what it would bring."""
+def _beyond(candidate: Candidate, chosen: Candidate | None, not_run: str) -> str:
+    """What is not run, with what it would bring."""
     step, each = format_duration(candidate.time.step_s), format_bytes(candidate.memory.total_bytes)
     against = ""
     if chosen is not None and chosen.memory.fits:
         against = f", {candidate.time.step_s / chosen.time.step_s:.2f} x the chosen one"
-    return (
-        f"would take {step} a step{against} and {each}; scale/train.py cannot run {' and '.join(kinds)} parallelism yet"
-    )
+    return f"would take {step} a step{against} and {each}; scale/train.py does not run it: {not_run}"
 
 
 def _label(group: list[_Loss], forms: Counter[tuple[int, tuple[str, ...]]]) -> str:

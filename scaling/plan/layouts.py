@@ -1,26 +1,24 @@
 """What may be searched, and what can be run: legal combinations of stage, offload, checkpointing, parallel sizes.
 
-One table says what scale/train.py can run; the search prices the rest too, and says of it what it would bring.
+scaling/parallelism.py says what scale/train.py can run; the search prices the rest too, and says what it would bring.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
 from scaling.hardware import Cluster
 from scaling.optimizers import unsound
+from scaling.parallelism import not_run, unsplittable
 from scaling.recipe import Recipe
 from scaling.shape import Shape
 from scaling.strategy import Checkpointing, Offload, family_name, parallelism
 
-# The parallelisms that scaling/training runs today, data parallelism apart.
-RUNNABLE: frozenset[str] = frozenset()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A strategy without its batch split."""
+    """A strategy without its batch split. `not_run` says why scale/train.py does not run it, where it does not."""
 
     zero_stage: int
     offload_optimizer: Offload
@@ -30,6 +28,7 @@ class Layout:
     pipeline_parallel_size: int = 1
     sequence_parallel_size: int = 1
     expert_parallel_size: int = 1
+    not_run: str = ""
 
     @property
     def split(self) -> int:
@@ -37,14 +36,18 @@ class Layout:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of parallelism beside data parallelism."""
+    def parallelism(self) -> dict[str, int]:
+        """The kinds of parallelism beside data parallelism, each with its size."""
         sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.sequence_parallel_size)
-        return tuple(parallelism(*sizes, self.expert_parallel_size))
+        return parallelism(*sizes, self.expert_parallel_size)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.parallelism)
 
     @property
     def runnable(self) -> bool:
-        return RUNNABLE.issuperset(self.kinds)
+        return not self.not_run
 
     def __str__(self) -> str:
         return family_name(self.zero_stage, self.offload_optimizer, self.offload_param, self.activation_checkpointing)
@@ -63,7 +66,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
         if recipe.batch_divisor % (cluster.world_size // (tp * pp * sp)):
             continue
         for (stage, optimizer, param), checkpointing in product(machinery, checkpointings):
-            yield Layout(
+            layout = Layout(
                 zero_stage=stage,
                 offload_optimizer=optimizer,
                 offload_param=param,
@@ -73,6 +76,10 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
                 sequence_parallel_size=sp,
                 expert_parallel_size=ep,
             )
+            layout = replace(layout, not_run=not_run(recipe.shape, layout))
+            # Of what is run, only sizes that divide what the runtime divides.
+            if layout.not_run or not unsplittable(recipe.shape, layout, recipe.data.seq_length)[0]:
+                yield layout
 
 
 def offloads_on(cluster: Cluster) -> tuple[Offload, ...]:

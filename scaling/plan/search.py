@@ -2,7 +2,7 @@
 
 Covers ZeRO 0 to 3, optimizer and parameters on the device, the CPU or NVMe, activation checkpointing none or full,
 tensor, pipeline and sequence parallel sizes, and every split of the global batch into micro batch and accumulation.
-What scale/train.py cannot run yet (scaling/plan/layouts.py) is priced and reported, never chosen.
+What scale/train.py does not run (scaling/parallelism.py) is priced and reported, never chosen.
 """
 
 from collections.abc import Iterable, Iterator

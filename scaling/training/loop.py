@@ -62,6 +62,7 @@ class Training:
     num_asked: int = 0
     num_written: int = 0
     last_save: dict[str, float] = field(default_factory=dict)  # goes into the next line of metrics
+    peaks: list[int] = field(default_factory=list)  # bytes, by rank
 
     def run(self) -> None:
         """Trains from `step` to `stop_step`, evaluating and saving as the recipe says, and at the end.
@@ -81,6 +82,7 @@ class Training:
                 raise
             self.finish()
         self.gauge.read()
+        self.peaks = self.ranks.gathered(self.gauge.peak_allocated_bytes)
 
     def take_step(self, *, watch_memory: bool) -> None:
         """One step with what belongs to it: its evaluation, its line of metrics, its checkpoint."""
@@ -345,9 +347,10 @@ class Training:
         settled = self.paces[2:] or self.paces  # the first two carry allocation and measurement
         return {
             "peak_allocated_bytes": {
-                "value": self.gauge.peak_allocated_bytes,
+                "value": max(self.peaks),
                 "predicted_in": "memory",
-                "how": self.gauge.how,
+                "how": f"{self.gauge.how}, the fullest of {len(self.peaks)} ranks",
+                "by_rank": self.peaks,
             },
             "tokens_per_second": {
                 "value": median(settled[-alike:]),

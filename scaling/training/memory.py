@@ -25,8 +25,8 @@ class MemoryGauge:
     @property
     def how(self) -> str:
         if self.device.type == "cuda":
-            return "torch.cuda.max_memory_allocated over the run, rank 0"
-        return "torch MemTracker over the last micro step of one optimizer step, rank 0"
+            return "torch.cuda.max_memory_allocated over the run"
+        return "torch MemTracker over the last micro step of one optimizer step"
 
     @contextlib.contextmanager
     def watching(self, module: Any, *, on: bool) -> Iterator[None]:

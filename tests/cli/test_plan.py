@@ -436,13 +436,13 @@ def test_a_plan_takes_less_than_a_second_and_loads_nothing_of_the_training_half(
 def test_rejections_of_what_cannot_be_run_are_printed_when_asked_for(scale):
     asked = ["plan", "--params", "6.7B", *EIGHT_A100, "--out", "p"]
     _, long, _ = scale(*asked, "--explain")
-    assert "cannot run tensor parallelism yet" in long
+    assert "scale/train.py does not run it" in long
     assert "ZeRO-0 in every form" in long
     # 18 bytes a parameter without sharding the gradients, and then what a micro batch takes.
     assert "58.9 GiB of model states + " in long
     _, out, _ = scale("plan", "--params", "175B", *EIGHT_A100)
     assert "1544.8 GiB of model states > 73.6 GiB usable of 80.0 GiB" in out
-    assert "cannot run tensor parallelism yet" not in out
+    assert "scale/train.py does not run it" not in out
 
 
 def test_elastic_explains_each_size(scale):

@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 
 from scaling import registry
+from scaling.family import FAMILIES
+from scaling.parallelism import PARALLELISMS, unsplittable
 from scaling.plan import search
-from scaling.plan.layouts import RUNNABLE, Layout, illegal, layouts, offload_ignored, parallel_sizes
+from scaling.plan.layouts import Layout, illegal, layouts, offload_ignored, parallel_sizes
+from tests.parallel.families import recipe_of
 
 
 @pytest.mark.parametrize("model", ["gpt3-1.3b", "gpt3-175b", "gpt2-xl", "bert-large"])
@@ -71,13 +74,22 @@ def test_deepspeed_has_no_experts_at_stage_3(planned_recipe):
 
 
 def test_a_plan_chooses_only_what_can_be_run_and_says_what_else_would_bring(planned_recipe, cluster_like):
-    plan = search(planned_recipe("gpt3-6.7b", global_batch_size=1024), cluster_like("a100-80gb", gpus=8, nodes=2))
+    recipe = planned_recipe("gpt3-6.7b", global_batch_size=1024)
+    plan = search(recipe, cluster_like("a100-80gb", gpus=8, nodes=2))
     for candidate in (plan.chosen, *plan.alternatives):
-        sizes = candidate.strategy
-        assert sizes.tensor_parallel_size == sizes.pipeline_parallel_size == sizes.sequence_parallel_size == 1
-    assert not RUNNABLE  # when one is added, this test says what it must be
-    for kind in ("tensor", "pipeline", "sequence"):
-        assert any(f"cannot run {kind} parallelism yet" in rejection.reason for rejection in plan.rejected)
+        assert unsplittable(recipe.shape, candidate.strategy, recipe.data.seq_length) == ("", "")
+    refused = [rejection for rejection in plan.rejected if not rejection.can_run]
+    assert any("scale/train.py does not run it" in each.reason for each in refused)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_planner_proposes_what_the_table_says_is_run_and_no_more(family, tmp_path, cluster_like):
+    kinds = PARALLELISMS[family].runnable
+    recipe = recipe_of(family, tmp_path)
+    found = list(layouts(recipe, cluster_like("a100-80gb", gpus=4)))
+    assert {kind for layout in found if layout.runnable for kind in layout.kinds} == kinds
+    for layout in found:
+        assert layout.runnable == (not unsplittable(recipe.shape, layout, recipe.data.seq_length)[0])
 
 
 def test_cutting_a_model_over_more_ranks_is_priced_slower_where_links_are_slower(planned_recipe, cluster_like):
@@ -85,7 +97,9 @@ def test_cutting_a_model_over_more_ranks_is_priced_slower_where_links_are_slower
 
     def tensor_parallel(gpu):
         plan = search(recipe, cluster_like(gpu, gpus=8))
-        reasons = [r.reason for r in plan.rejected if "cannot run tensor parallelism" in r.reason]
+        reasons = [
+            r.reason for r in plan.rejected if "tensor parallel" in r.strategy and " x the chosen one" in r.reason
+        ]
         return min(float(reason.split(" x the chosen one")[0].split()[-1]) for reason in reasons)
 
     assert tensor_parallel("a100-80gb-pcie") > tensor_parallel("a100-80gb")
