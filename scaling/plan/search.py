@@ -6,6 +6,7 @@ What scale/train.py does not run (scaling/parallelism.py) is priced and reported
 """
 
 from collections.abc import Iterable, Iterator
+from math import prod
 
 from scaling import course
 from scaling.cost.profile import DEEPSPEED, Profile
@@ -42,7 +43,7 @@ def search(
     Raises InputError where no strategy is legal: a batch that does not divide, a precision the GPU lacks, pins that
     exclude one another.
     """
-    _require_batch(recipe, cluster)
+    _require_batch(recipe, cluster, steering)
     _require_precision(recipe, cluster)
     _require_optimizer(recipe, cluster, steering)
     _require_offload(cluster, steering)
@@ -154,8 +155,13 @@ def _pareto(candidates: list[Candidate]) -> tuple[Candidate, ...]:
     return tuple(front)
 
 
-def _require_batch(recipe: Recipe, cluster: Cluster) -> None:
-    W, ramp = cluster.world_size, recipe.batch_ramp
+def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None:
+    """Every rank takes an equal share of the batch, unless pins have ranks share their samples."""
+    pins, ramp = dict(steering.pins), recipe.batch_ramp
+    split = prod(int(pins.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline", "sequence"))
+    W, rest = divmod(cluster.world_size, split) if split else (0, 1)
+    if rest or not W:
+        raise InputError("pin", str(steering), f"does not divide the {cluster.world_size} ranks of {cluster}")
     if not recipe.batch_divisor % W:
         return
     problem = f"is not a multiple of the {W} data-parallel ranks of {cluster}"
@@ -167,6 +173,8 @@ def _require_batch(recipe: Recipe, cluster: Cluster) -> None:
     within = recipe.global_batch_size if field == "batch_ramp.start" else above + 1
     near = [str(near) for near in (below, above) if 0 < near < within]
     hint = f"nearest: {' and '.join(near)}" if near else "leave batch_ramp out"
+    if fitting := [n for n in range(2, W + 1) if W % n == 0 and not recipe.batch_divisor % (W // n)]:
+        hint += f"; or have {fitting[0]} ranks share their samples: --pin tensor_parallel_size={fitting[0]}"
     raise InputError(field, size, problem, hint=hint)
 
 

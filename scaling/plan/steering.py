@@ -20,6 +20,10 @@ _FIELDS = {
     "gradient_accumulation_steps": int,
     "activation_checkpointing": str,
     "loss_kernel": str,
+    "tensor_parallel_size": int,
+    "pipeline_parallel_size": int,
+    "sequence_parallel_size": int,
+    "expert_parallel_size": int,
 }
 Pair = tuple[str, int | str]
 # Words for what people forbid most.
