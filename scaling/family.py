@@ -49,7 +49,6 @@ CHOICES: dict[str, tuple[Setting, ...]] = {
     "rope_parameters.sliding_attention.rope_type": ("default",),
 }
 _WINDOWLESS = {"use_sliding_window": False}
-_NOT_A_DECODER = {"is_decoder": False, "add_cross_attention": False}
 _HEAD_DIM = {"head_dim": ("head_dim",)}
 _BART_NAMES = {
     "num_layers": ("encoder_layers",),
@@ -118,7 +117,7 @@ _LLAMA_LIKE: dict[str, Any] = {
 _SLIDING = ("sliding_window", "max_window_layers")  # where use_sliding_window is False
 _BERT_SETTINGS: dict[str, Setting] = {"layer_norm_eps": 1e-12, "initializer_range": 0.02}
 _BART_FIXED = {
-    "is_decoder": False, "is_encoder_decoder": True, "normalize_before": False, "add_final_layer_norm": False,
+    "normalize_before": False, "add_final_layer_norm": False,
     "add_bias_logits": False, "static_position_embeddings": False, "normalize_embedding": True,
 }  # fmt: skip
 _BERT_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -131,8 +130,7 @@ _ROWS = (
                "intermediate_size": ("n_inner",), "max_position_embeddings": ("n_positions",)},
         # GPT-2's tanh GELU in one kernel: "gelu_new" is the same function in five, each saving a tensor.
         constants={"activation_function": "gelu_pytorch_tanh"},
-        fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
-               **_NOT_A_DECODER},
+        fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False},
         settings={"layer_norm_epsilon": 1e-5, "initializer_range": 0.02},
         silent={"activation_function": "gelu_new"},
         dropout_names=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
@@ -143,7 +141,6 @@ _ROWS = (
         "2023 (arXiv 2304.01373)",
         positions="rotary", tied_embeddings=False,
         constants={"use_parallel_residual": True, "attention_bias": True},
-        fixed={"is_decoder": False},
         settings={"hidden_act": "gelu", "layer_norm_eps": 1e-5, **_ROPE,
                   "rope_parameters.partial_rotary_factor": 0.25},
         ignored=("initializer_range",),
@@ -166,19 +163,20 @@ _ROWS = (
     Family(
         name="mistral", model_type="mistral", source="Jiang et al. 2023 (arXiv 2310.06825): Llama with grouped queries",
         **{**_LLAMA_LIKE, "constants": {"hidden_act": "silu", "sliding_window": None},
-           "silent": {"sliding_window": 4096}},
+           "silent": {"sliding_window": 4096, "num_key_value_heads": 8}},
     ),
     Family(
         name="qwen2", model_type="qwen2",
         source="Yang et al. 2024 (arXiv 2407.10671): Llama with query, key and value biases",
         **{**_LLAMA_LIKE, "attention_biases": "query, key and value", "names": _GROUPED,
-           "constants": {"hidden_act": "silu", **_WINDOWLESS}, "ignored": _SLIDING},
+           "constants": {"hidden_act": "silu", **_WINDOWLESS}, "ignored": _SLIDING,
+           "silent": {"num_key_value_heads": 32}},
     ),
     Family(
         name="qwen3", model_type="qwen3",
         source="Yang et al. 2025 (arXiv 2505.09388): Llama with normalised queries and keys",
         **{**_LLAMA_LIKE, "norms_queries": True, "constants": {"hidden_act": "silu", **_WINDOWLESS},
-           "ignored": _SLIDING},
+           "ignored": _SLIDING, "silent": {"num_key_value_heads": 32, "head_dim": 128}},
     ),
     Family(
         name="mixtral", model_type="mixtral", source="Jiang et al. 2024 (arXiv 2401.04088): Mistral with experts",
@@ -187,20 +185,21 @@ _ROWS = (
                      "experts_per_token": ("num_experts_per_tok",)},
            "constants": {"hidden_act": "silu", "sliding_window": None, "output_router_logits": False},
            "fixed": {**_LLAMA_LIKE["fixed"], "router_jitter_noise": 0.0}, "ignored": ("router_aux_loss_coef",),
-           "settings": {**_LLAMA_LIKE["settings"], "rms_norm_eps": 1e-5, "rope_parameters.rope_theta": 1e6}},
+           "settings": {**_LLAMA_LIKE["settings"], "rms_norm_eps": 1e-5, "rope_parameters.rope_theta": 1e6},
+           "silent": {"num_key_value_heads": 8}},
     ),
     Family(
         name="bert", model_type="bert", kind="encoder",
         source="Devlin et al. 2018 (arXiv 1810.04805), post-norm, a masked-LM head tied to the embedding, no pooler",
         token_types=2, norms_embeddings=True, norms_output=False, mlm_head=True,
-        constants={"type_vocab_size": 2, "hidden_act": "gelu"}, fixed=_NOT_A_DECODER, settings=_BERT_SETTINGS,
+        constants={"type_vocab_size": 2, "hidden_act": "gelu"}, settings=_BERT_SETTINGS,
         dropout_names=_BERT_DROPOUT,
     ),
     Family(
         name="roberta", model_type="roberta", kind="encoder",
         source="Liu et al. 2019 (arXiv 1907.11692): BERT without segments",
         position_offset=2, token_types=1, norms_embeddings=True, norms_output=False, mlm_head=True,
-        constants={"type_vocab_size": 1, "hidden_act": "gelu"}, fixed={"pad_token_id": 1, **_NOT_A_DECODER},
+        constants={"type_vocab_size": 1, "hidden_act": "gelu"}, fixed={"pad_token_id": 1},
         settings={**_BERT_SETTINGS, "layer_norm_eps": 1e-5}, silent={"type_vocab_size": 2, "layer_norm_eps": 1e-12},
         dropout_names=_BERT_DROPOUT,
     ),
@@ -229,8 +228,7 @@ _ROWS = (
                "hidden_size": ("d_model",), "num_attention_heads": ("num_heads",), "intermediate_size": ("d_ff",),
                "head_dim": ("d_kv",), "max_position_embeddings": ("n_positions",)},
         constants={"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
-        fixed={"is_decoder": False, "is_encoder_decoder": True},
-        settings={"layer_norm_epsilon": 1e-6, "initializer_factor": 1.0},
+                settings={"layer_norm_epsilon": 1e-6, "initializer_factor": 1.0},
         dropout_names=("dropout_rate",),
     ),
     Family(

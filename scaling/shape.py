@@ -65,6 +65,8 @@ class Shape:
             size = getattr(self, field)
             if size is not None and size < 1:
                 raise InputError(f"model.{field}", size, "must be at least 1")
+        if self.explicit_head_dim and self.explicit_head_dim * self.num_attention_heads == self.hidden_size:
+            object.__setattr__(self, "explicit_head_dim", None)  # one shape, one spelling
         if self.explicit_head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 "model.num_attention_heads",
@@ -230,6 +232,11 @@ class Shape:
     @cached_property
     def num_params(self) -> int:
         return sum(self.params_by_part.values())
+
+    @cached_property
+    def active_params(self) -> int:
+        """Parameters that one token meets: all, but for the experts that it is not sent to."""
+        return self.num_params - self.num_layers * (self.num_experts - self.experts_per_token) * self.expert_params
 
     @cached_property
     def largest_layer_params(self) -> int:

@@ -93,7 +93,8 @@ def recipe_for(
     assumptions.append(sentence)
     fields = dict(
         name=shape.name,
-        model=model_of(shape),
+        # One's own stays what it was called, and keeps its weights.
+        model=registry.absolute(model) if model is not None else model_of(shape),
         task=shape.traits.task,
         data=Data(
             corpus=[_CORPUS_OF.get(shape.traits.task, EMBEDDED_CORPUS)], seq_length=seq_length, validation_fraction=0.05

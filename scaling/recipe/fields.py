@@ -71,6 +71,7 @@ class Model(_Strict):
 def _known_model(value: str | Model) -> str | Model:
     if isinstance(value, str):
         registry.find(value)
+        return registry.absolute(value)
     return value
 
 

@@ -269,7 +269,8 @@ _QWEN_ENTRIES = (
             (_qwen3("qwen3-14b", 40, 5120, 40, 17_408), None, None),
             (_qwen3("qwen3-32b", 64, 5120, 64, 25_600), None, None),
         ),
-        source="Yang et al. 2025 (arXiv 2505.09388), table 1; Qwen/Qwen3-*-Base config.json", licence=_APACHE, seq_length=4096,
+        source="Yang et al. 2025 (arXiv 2505.09388), table 1; Qwen/Qwen3-*-Base config.json",
+        licence=_APACHE, seq_length=4096,
     )
 )  # fmt: skip
 

@@ -9,8 +9,8 @@ from scaling.shape import Shape
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """`batch_tokens` is the tokens per optimizer step of the published run, `lr` the peak of its Adam; None where
-    nobody published them, or for another optimizer. `seq_length` is that of its samples, where it is not the context. `licence` is that of the published weights. `weights` is a
-    transformers directory with them, where one is at hand.
+    nobody published them, or for another optimizer. `seq_length` is that of its samples, where it is not the context.
+    `licence` is that of the published weights. `weights` is a transformers directory with them, where one is at hand.
     """
 
     shape: Shape
