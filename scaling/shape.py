@@ -7,11 +7,13 @@ L layers, E experts.
 from dataclasses import dataclass
 from functools import cached_property
 
-from scaling.errors import InputError
-from scaling.family import FAMILIES, Family
+from scaling.errors import InputError, did_you_mean
+from scaling.family import CHOICES, FAMILIES, Family, Setting
 
 # Bucketed distances of T5's relative positions (Raffel et al. 2020, section 2.1), for each head of the first layer.
 _RELATIVE_BUCKETS = 32
+# Tokens of an encoder-decoder's target for each of its input, where no recipe says. T5's own spans make 114 for 512.
+TARGET_FRACTION = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,8 @@ class Shape:
     every layer's MLP is that many experts of `intermediate_size`, of which a router picks `experts_per_token`
     (Mixtral, Jiang et al. 2024). An encoder-decoder has `num_layers` in its encoder and `num_decoder_layers` in its
     decoder. A vision model has an `image_size` and a `patch_size` in pixels a side, `num_channels`, its classes as
-    `vocab_size`, and a position for each patch and its class token. Counts equal those of transformers' classes:
+    `vocab_size`, and a position for each patch and its class token. `settings` are those of the family (epsilons,
+    rotary bases) that this model has otherwise; they count no parameters. Counts equal those of transformers' classes:
     tests/test_shape.py compares them.
     """
 
@@ -44,6 +47,7 @@ class Shape:
     image_size: int = 0
     patch_size: int = 0
     num_channels: int = 0
+    settings: tuple[tuple[str, Setting], ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -61,6 +65,8 @@ class Shape:
             size = getattr(self, field)
             if size is not None and size < 1:
                 raise InputError(f"model.{field}", size, "must be at least 1")
+        if self.explicit_head_dim and self.explicit_head_dim * self.num_attention_heads == self.hidden_size:
+            object.__setattr__(self, "explicit_head_dim", None)  # one shape, one spelling
         if self.explicit_head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 "model.num_attention_heads",
@@ -76,6 +82,27 @@ class Shape:
                 f"does not divide num_attention_heads {self.num_attention_heads}",
             )
         self._require_of_its_kind(traits)
+        self._require_settings(traits)
+
+    def _require_settings(self, traits: Family) -> None:
+        given = dict(self.settings)
+        for key, value in given.items():
+            if key not in traits.settings:
+                hint = did_you_mean(key, traits.settings)
+                raise InputError("model.settings", key, f"is no setting of a {self.family}", hint=hint)
+            usual = traits.settings[key]
+            kinds = (int, float) if usual is None or isinstance(usual, float) else (type(usual),)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise InputError(f"model.settings.{key}", value, f"is not a {kinds[-1].__name__}")
+            if value not in (choices := CHOICES.get(key, (value,))):
+                raise InputError(f"model.settings.{key}", value, f"is not one of {', '.join(map(str, choices))}")
+        changed = ((key, given[key]) for key, usual in traits.settings.items() if given.get(key, usual) != usual)
+        object.__setattr__(self, "settings", tuple(changed))
+
+    @property
+    def all_settings(self) -> dict[str, Setting]:
+        """Every setting of the family, as it is here."""
+        return {**self.traits.settings, **dict(self.settings)}
 
     def _require_of_its_kind(self, traits: Family) -> None:
         if self.num_decoder_layers is not None and traits.kind != "encoder-decoder":
@@ -207,22 +234,50 @@ class Shape:
         return sum(self.params_by_part.values())
 
     @cached_property
+    def active_params(self) -> int:
+        """Parameters that one token meets: all, but for the experts that it is not sent to."""
+        return self.num_params - self.num_layers * (self.num_experts - self.experts_per_token) * self.expert_params
+
+    @cached_property
     def largest_layer_params(self) -> int:
         """The largest module that ZeRO-3 gathers at once: a layer, or the embedding where that is larger."""
-        return max(self.layer_params, self.vocab_size * self.hidden_size)
+        decoder_layer = self.decoder_layer_params if self.num_decoder_layers else 0
+        return max(self.layer_params, decoder_layer, self.vocab_size * self.hidden_size)
 
-    def flops_per_token(self, seq_length: int, *, predicted_fraction: float = 1.0) -> float:
+    @cached_property
+    def untrained_params(self) -> int:
+        """Of them those that take no gradient: sinusoidal positions."""
+        return self.params_by_part["position_embedding"] if self.traits.positions == "sinusoidal" else 0
+
+    def flops_per_token(
+        self, seq_length: int, *, predicted_fraction: float | None = None, target_fraction: float = TARGET_FRACTION
+    ) -> float:
         """Model FLOPs to train on one token, forward and backward, without recomputation.
 
         6 per matmul weight that a token meets and 12 L N H T for attention scores and values, the whole T x T square
-        even under a causal mask: the convention of PaLM (Chowdhery et al. 2022, appendix B), so that MFU compares.
-        `predicted_fraction` is the share of positions at which the head's logits are computed.
+        even under a causal mask or in a window: the convention of PaLM (Chowdhery et al. 2022, appendix B), so that
+        MFU compares. `predicted_fraction` is the share of positions at which the head's logits are computed: by default
+        all, or an image's one.
+
+        A token of an encoder-decoder is one of its input; on it falls its share of the decoder, which has
+        `target_fraction` tokens for each. A token of an image is a patch or the class token; a patch's own matrix costs
+        4 and not 6, since pixels take no gradient.
         """
-        D, V = self.hidden_size, self.vocab_size
+        D, V, L, T = self.hidden_size, self.vocab_size, self.num_layers, seq_length
+        if predicted_fraction is None:
+            predicted_fraction = 1 / self.max_position_embeddings if self.traits.kind == "vision" else 1.0
+            predicted_fraction = target_fraction if self.num_decoder_layers else predicted_fraction
         head = V * D + (D * D if self.traits.mlm_head else 0)
         layer = self.active_matmul_params + self.router_params
-        matmul = 6 * (self.num_layers * layer + predicted_fraction * head)
-        attention = 12 * self.num_layers * self.query_size * seq_length
+        matmul: float = 6 * (L * layer + predicted_fraction * head)
+        attention: float = 12 * L * self.query_size * T
+        if self.num_decoder_layers:
+            queries, keys = 2 * D * self.query_size, 2 * D * self.key_value_size  # of a cross attention
+            matmul += 6 * self.num_decoder_layers * (target_fraction * (layer + queries) + keys)
+            attention += 12 * self.num_decoder_layers * self.query_size * target_fraction * (target_fraction * T + T)
+        if self.traits.kind == "vision":
+            patches = 1 - 1 / self.max_position_embeddings
+            matmul += 4 * patches * self.num_channels * self.patch_size**2 * D
         return matmul + attention
 
 

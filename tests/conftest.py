@@ -21,9 +21,9 @@ def _planned_recipe(model="gpt3-1.3b", *, seq_length=None, warmup_steps=10, sche
     fields = {
         "name": "test",
         "model": model if isinstance(model, str) else model_of(model),
-        "task": "masked-lm" if shape.family == "bert" else "causal-lm",
+        "task": shape.traits.task,
         "data": {
-            "corpus": [EMBEDDED_CORPUS],
+            "corpus": ["embedded:glyphs" if shape.traits.kind == "vision" else EMBEDDED_CORPUS],
             "seq_length": seq_length or shape.max_position_embeddings,
             "validation_fraction": 0.05,
         },

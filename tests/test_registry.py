@@ -15,8 +15,9 @@ def test_an_entry_is_found_by_its_name_and_names_its_source(name):
     entry = find(name)
     assert entry.shape.name == name
     assert len(entry.source) > 10
-    assert entry.batch_tokens % entry.shape.max_position_embeddings == 0  # whole sequences
-    assert 1e-5 < entry.lr < 1e-2
+    assert entry.licence
+    assert entry.batch_tokens is None or entry.batch_tokens > 1000
+    assert entry.lr is None or 1e-5 < entry.lr < 1e-2
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from scaling.errors import InputError
+from scaling.family import FAMILIES
 from scaling.models.build import build
 from scaling.registry import MODELS
-from scaling.shape import Shape
+from scaling.shape import TARGET_FRACTION, Shape
 
 
 def _real_num_params(shape):
@@ -23,30 +24,51 @@ def test_num_params_is_that_of_the_transformers_model(name):
     assert MODELS[name].shape.num_params == _real_num_params(MODELS[name].shape)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "vit"])
 def test_num_params_is_that_of_the_transformers_model_when_no_two_dimensions_are_alike(family):
-    # Every dimension its own prime factor, so that one taken for another shows.
+    # Every dimension its own prime factor, so that one taken for another shows; a rotary head is even.
     shape = Shape(
-        name="odd", family=family, num_layers=3, hidden_size=35, num_attention_heads=5, intermediate_size=11,
+        name="odd", family=family, num_layers=3, hidden_size=70, num_attention_heads=5, intermediate_size=11,
         vocab_size=13, max_position_embeddings=17,
+        num_decoder_layers=23 if FAMILIES[family].kind == "encoder-decoder" else None,
+        num_experts=19 if family == "mixtral" else 1, experts_per_token=2 if family == "mixtral" else 1,
     )  # fmt: skip
     assert shape.num_params == _real_num_params(shape)
-    assert shape.head_dim == 7
+    assert shape.head_dim == 14
 
 
 @pytest.mark.parametrize(
     ("name", "published"),
     [
-        # transformers' GPT2LMHeadModel on openai-community/gpt2, -medium, -large and -xl.
-        ("gpt2", 124_439_808),
-        ("gpt2-medium", 354_823_168),
-        ("gpt2-large", 774_030_080),
-        ("gpt2-xl", 1_557_611_200),
-        # transformers' BertForMaskedLM on google-bert/bert-base-uncased and bert-large-uncased.
-        ("bert-base", 109_514_298),
-        ("bert-large", 335_174_458),
+        # As transformers' classes count the checkpoints on the hub, tied weights once: GPT2LMHeadModel on
+        # openai-community/gpt2*, BertForMaskedLM on google-bert/bert-*-uncased, and so on by the entries' sources.
+        ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200),
+        ("bert-base", 109_514_298), ("bert-large", 335_174_458),
+        ("roberta-base", 124_697_433), ("roberta-large", 355_412_057),
+        ("modernbert-base", 149_655_232), ("modernbert-large", 395_881_664),
+        # Black et al. 2022, section 2: 20,554,567,680 parameters; Biderman et al. 2023, table 1.
+        ("gpt-neox-20b", 20_554_567_680), ("pythia-70m", 70_426_624), ("pythia-160m", 162_322_944),
+        ("pythia-410m", 405_334_016), ("pythia-1b", 1_011_781_632), ("pythia-1.4b", 1_414_647_808),
+        ("pythia-2.8b", 2_775_208_960), ("pythia-6.9b", 6_857_302_016), ("pythia-12b", 11_846_072_320),
+        ("opt-125m", 125_239_296), ("opt-1.3b", 1_315_758_080), ("opt-6.7b", 6_658_473_984),
+        ("opt-30b", 29_974_540_288),
+        ("llama-7b", 6_738_415_616), ("llama-13b", 13_015_864_320), ("llama-33b", 32_528_943_616),
+        ("llama-65b", 65_285_660_672), ("llama-2-70b", 68_976_648_192), ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496), ("llama-3.1-405b", 405_853_388_800), ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824), ("tinyllama-1.1b", 1_100_048_384),
+        ("mistral-7b-v0.3", 7_248_023_552), ("mixtral-8x7b", 46_702_792_704), ("mixtral-8x22b", 140_620_634_112),
+        ("qwen2-0.5b", 494_032_768), ("qwen2-1.5b", 1_543_714_304), ("qwen2-7b", 7_615_616_512),
+        ("qwen2-72b", 72_706_203_648), ("qwen2.5-3b", 3_085_938_688), ("qwen2.5-14b", 14_770_033_664),
+        ("qwen2.5-32b", 32_763_876_352), ("qwen3-0.6b", 596_049_920), ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096), ("qwen3-8b", 8_190_735_360), ("qwen3-14b", 14_768_307_200),
+        ("qwen3-32b", 32_762_123_264),
+        ("t5-small", 60_506_624), ("t5-base", 222_903_552), ("t5-large", 737_668_096), ("t5-3b", 2_851_598_336),
+        ("t5-11b", 11_307_321_344), ("t5-v1.1-small", 76_961_152), ("t5-v1.1-base", 247_577_856),
+        ("t5-v1.1-large", 783_150_080), ("t5-v1.1-xl", 2_849_757_184), ("t5-v1.1-xxl", 11_135_332_352),
+        ("bart-base", 139_420_416), ("bart-large", 406_291_456),
+        ("vit-base-16", 86_567_656), ("vit-large-16", 304_326_632), ("vit-huge-14", 632_045_800),
     ],
-)
+)  # fmt: skip
 def test_num_params_is_the_published_count(name, published):
     assert MODELS[name].shape.num_params == published
 
@@ -228,8 +250,10 @@ def test_a_gpt3_shape_has_the_size_that_the_paper_prints(name, billions):
 def test_the_parts_are_all_the_parameters_and_the_largest_module_is_one_of_them(name):
     shape = MODELS[name].shape
     assert sum(shape.params_by_part.values()) == shape.num_params
-    assert shape.largest_layer_params == max(shape.params_by_part["token_embedding"], shape.layer_params)
-    assert shape.layer_params * shape.num_layers == shape.params_by_part["layers"]
+    layers = max(shape.layer_params, shape.decoder_layer_params if shape.num_decoder_layers else 0)
+    assert shape.largest_layer_params == max(shape.vocab_size * shape.hidden_size, layers)
+    without_a_norm = shape.hidden_size if shape.family == "modernbert" else 0  # in its first layer
+    assert shape.layer_params * shape.num_layers - without_a_norm == shape.params_by_part["layers"]
 
 
 @pytest.mark.parametrize("name", ["gpt-demo", "bert-demo"])
@@ -244,6 +268,35 @@ def test_flops_per_token_is_what_torch_counts_over_forward_and_backward(name, se
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(batch, seq_length, dtype=torch.long)).logits.sum().backward()
     assert shape.flops_per_token(seq_length) * batch * seq_length == counter.get_total_flops()
+
+
+def _tiny(family):
+    more = {
+        "mixtral": {"num_key_value_heads": 2, "num_experts": 4, "experts_per_token": 2},
+        "qwen3": {"num_key_value_heads": 2, "explicit_head_dim": 20},
+        "t5": {"explicit_head_dim": 20},
+        "vit": {"image_size": 28, "patch_size": 4, "num_channels": 3, "max_position_embeddings": 50},
+    }.get(family, {})
+    return Shape(**{
+        "name": "tiny", "family": family, "num_layers": 2, "hidden_size": 48, "num_attention_heads": 4,
+        "intermediate_size": 80, "vocab_size": 96, "max_position_embeddings": 64, **more,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt2", "bert", "llama", "mixtral", "mistral"}))
+def test_flops_per_token_of_every_family_is_what_torch_counts_over_forward_and_backward(family):
+    # As above, to the last FLOP; the tokens are the encoder's, and the decoder has a quarter as many.
+    shape, batch, seq_length = _tiny(family), 3, 32
+    model = build(shape)
+    model.set_attn_implementation("eager")
+    inputs = {"input_ids": torch.ones(batch, seq_length, dtype=torch.long)}
+    if shape.num_decoder_layers:
+        inputs["decoder_input_ids"] = torch.ones(batch, int(seq_length * TARGET_FRACTION), dtype=torch.long)
+    if shape.traits.kind == "vision":
+        inputs, seq_length = {"pixel_values": torch.zeros(batch, 3, 28, 28)}, 50
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs).logits.sum().backward()
+    assert shape.flops_per_token(seq_length) * batch * seq_length == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_only_the_predicted_share_of_positions_pays_for_the_head():

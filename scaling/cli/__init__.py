@@ -8,7 +8,20 @@ import sys
 
 import typer
 
-from scaling.cli import batch, calibrate, check, checkpoints, export, generate, hardware, memory, plan, report, validate
+from scaling.cli import (
+    batch,
+    calibrate,
+    check,
+    checkpoints,
+    export,
+    generate,
+    hardware,
+    memory,
+    models,
+    plan,
+    report,
+    validate,
+)
 from scaling.errors import ScaleError
 
 app = typer.Typer(
@@ -22,6 +35,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan.plan)
 app.command("memory")(memory.memory)
+app.command("models")(models.models)
 app.command("hardware")(hardware.hardware)
 app.command("export")(export.export)
 app.command("generate")(generate.generate)

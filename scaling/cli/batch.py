@@ -133,6 +133,7 @@ def _judgement(
     from scaling import course, recipe, registry
     from scaling.batch.critical import Judgement, Training
     from scaling.errors import InputError, ScaleError
+    from scaling.plan import request
     from scaling.units import format_count, parse_count
 
     said = []
@@ -155,8 +156,8 @@ def _judgement(
         shape = entry.shape
         said.append(f"model: {sentence}")
         if seq_length is None:
-            seq_length = shape.max_position_embeddings
-            said.append(f"seq_length: {seq_length}, the model's context")
+            seq_length, whose = request.usual_length(entry)
+            said.append(f"seq_length: {seq_length}, {whose}")
         elif not 1 <= seq_length <= shape.max_position_embeddings:
             problem = f"is not between 1 and the {shape.max_position_embeddings} positions of {shape.name}"
             raise InputError("seq_length", seq_length, problem)
@@ -165,7 +166,8 @@ def _judgement(
             said.append(f"tokens: {format_count(num_tokens)}, 20 per parameter")
         else:
             num_tokens = parse_count(tokens, "tokens")
-        usual, whose = max(1, round(entry.batch_tokens / seq_length)), "as published"
+        entry, whose_of = request.with_batch_and_rate(entry)
+        usual, whose = max(1, round((entry.batch_tokens or 0) / seq_length)), whose_of["batch_tokens"]
     if global_batch_size is None:
         global_batch_size = usual
         said.append(f"global_batch_size: {usual}, {whose}")

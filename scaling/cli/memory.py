@@ -10,7 +10,10 @@ import typer
 
 def memory(
     params: Annotated[str | None, typer.Option(help="Parameters, such as 1.3B.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model by name, such as gpt2-xl.")] = None,
+    family: Annotated[str | None, typer.Option(help="With --params: llama, t5, ...; GPT unless given.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model: gpt2-xl (`scale models`), hf:PATH, or my_model.py:build.")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.")] = None,
@@ -66,7 +69,7 @@ def memory(
         )
     ranks = cluster.world_size // split
     recipe, said = request.recipe_for(
-        cluster, params=params, model=model, seq_length=seq_length, precision=precision, tokens="1B",
+        cluster, params=params, family=family, model=model, seq_length=seq_length, precision=precision, tokens="1B",
         global_batch_size=micro_batch_size * gradient_accumulation_steps * ranks,
     )  # fmt: skip
     shape = recipe.shape

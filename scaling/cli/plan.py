@@ -21,7 +21,10 @@ class Runner(StrEnum):
 
 def plan(
     params: Annotated[str | None, typer.Option(help="Parameters, such as 1.3B.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model by name, such as gpt2-xl.")] = None,
+    family: Annotated[str | None, typer.Option(help="With --params: llama, t5, ...; GPT unless given.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model: gpt2-xl (`scale models`), hf:PATH, or my_model.py:build.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Their kind: a100-80gb, h100, ..., cpu.")] = None,
@@ -109,8 +112,8 @@ def plan(
     steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid)
     known = load_profile(profile) if profile else DEEPSPEED
     asked = dict(
-        params=params, model=model, seq_length=seq_length, global_batch_size=global_batch_size, tokens=tokens,
-        precision=precision, optimizer=optimizer,
+        params=params, family=family, model=model, seq_length=seq_length, global_batch_size=global_batch_size,
+        tokens=tokens, precision=precision, optimizer=optimizer,
     )  # fmt: skip
 
     def planned(what: "Recipe", on: Any, said: list[str]) -> "Plan":
@@ -229,7 +232,7 @@ def _recipe(path: Path | None, cluster: Any, **asked: Any) -> "tuple[Recipe, lis
     if path is None:
         asked["optimizer"] = asked["optimizer"] or "adamw"
         return request.recipe_for(cluster, **asked)
-    for name in ("params", "model"):
+    for name in ("params", "family", "model"):
         if (value := asked.pop(name)) is not None:
             raise InputError(name, value, "and --recipe exclude each other", hint="the recipe names the model")
     return request.overridden(recipe.load(path), **asked)

@@ -20,11 +20,15 @@ def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float,
 
     Each expert that a token goes to saves an MLP's tensors, the token's copy and the expert's output. A frozen matrix
     saves no input: of an MLP stays what its activation needs, of a norm its input; adapters save their own inputs.
+
+    A ReLU needs its output alone. Queries, keys and values from one matrix stay whole beside their rotated copies
+    (GPT-NeoX, ModernBERT: values are a view). Norms of queries and keys keep what an RMSNorm keeps but its output.
     """
     shape, adapter = job.shape, job.adapter
     D, F = shape.hidden_size, shape.intermediate_size
-    mlp = (profile.gated_tensors if shape.gated_mlp else 2) * F
-    norms = 4 * D * (profile.rms_uncut if shape.traits.norm == "rms" else 1.0)
+    mlp: float = (profile.gated_tensors if shape.gated_mlp else 1 if _has_relu(shape) else 2) * F
+    rms = rms_factor(job, profile)
+    norms = (3 if shape.family == "gpt-neox" else 4) * D * (rms if shape.traits.norm == "rms" else 1.0)
     adapters = 0.0
     if adapter is not None:  # query, key and value share an input, and a dropout, as litgpt's one matrix of them has it
         of_attention = bool(adapter.targets - {"output", "mlp"})
@@ -40,8 +44,47 @@ def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float,
     if job.tiled_mlp:
         mlp = 0
     keys_values = 2 * (shape.query_size if profile.repeats_keys else shape.key_value_size)
-    cut = 2 * shape.query_size + keys_values + mlp
+    cut: float = 2 * shape.query_size + keys_values + mlp
+    if one_matmul_makes_keys(shape) and shape.traits.positions == "rotary":
+        cut += (3 if shape.family == "gpt-neox" else 2) * shape.query_size  # whose output is copied, besides
+    if shape.traits.norms_queries:
+        cut += (2 * rms - 1) * (shape.query_size + shape.key_value_size)
+    if biases_scores(job):  # queries, keys and values once more as wide, in fp32
+        cut += (FP32_BYTES / element_bytes(job.precision) - 1) * (shape.query_size + keys_values)
     return profile.cut * cut, profile.uncut * norms + adapters
+
+
+def decoder_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float, float]:
+    """The same of a decoder's layer beside an encoder, for each token of the encoder's input.
+
+    A decoder token has one attention and one norm more; of that attention, keys and values are the encoder's tokens'.
+    """
+    shape, share = job.shape, job.predicted_fraction
+    cut, uncut = layer_saved_elements(job, profile)
+    return share * (cut + 2 * shape.query_size) + 2 * shape.key_value_size, share * uncut * 1.5
+
+
+def rms_factor(job: Job, profile: Profile) -> float:
+    """Tensors that an RMSNorm keeps, over a LayerNorm's two: unfused in fp32 its input needs no wider copy."""
+    if profile.rms_uncut <= 1:
+        return profile.rms_uncut
+    if job.precision == "fp32":
+        return 1.5
+    return profile.rms_uncut + (0.5 if job.shape.family == "t5" else 0)  # T5's keeps the narrow input, too
+
+
+def biases_scores(job: Job) -> bool:
+    """Whether T5's trained bias is added to the scores, which torch then keeps, in fp32: its math path, on a CPU.
+
+    CUDA's memory-efficient kernel may do without; that is not measured, and the estimate stays on the safe side.
+    """
+    return job.shape.traits.positions == "relative"
+
+
+def _has_relu(shape: Shape) -> bool:
+    if shape.family == "t5":
+        return not shape.gated_mlp
+    return shape.traits.constants.get("activation_function") == "relu"
 
 
 def activations(
@@ -67,6 +110,13 @@ def activations(
         gradients += exchanged / tp
     gradients *= tokens * width
     waiting = layers_per_rank(shape, strategy) * in_flight(strategy, rank)
+    if shape.num_decoder_layers:  # in layers of the encoder's kind
+        share = job.predicted_fraction
+        cut, uncut = decoder_saved_elements(job, profile)
+        scores = scores_bytes_per_token(job, strategy, profile) * share**2
+        other = tokens * (cut * width / tp + (uncut * width + 1.5 * share * masks) / uncut_by + scores)
+        weight = share if strategy.activation_checkpointing != "none" else other / layer
+        waiting *= 1 + weight * shape.num_decoder_layers / shape.num_layers
     checkpoint = tokens * shape.hidden_size * width / uncut_by
     match strategy.activation_checkpointing:
         case "full":
@@ -87,7 +137,14 @@ def activations(
 
 
 def scores_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> float:
-    """Attention scores and what follows them, where they are kept: N T of them for each token of a layer."""
+    """Attention scores and what follows them, where they are kept: N T of them for each token of a layer.
+
+    ModernBERT's layers with a window, two of three, keep its mask, T for each token.
+    """
+    if biases_scores(job):
+        return job.shape.num_attention_heads * job.seq_length / strategy.tensor_parallel_size * FP32_BYTES
+    if job.shape.family == "modernbert" and job.attention != "eager":
+        return 2 / 3 * job.seq_length * element_bytes(job.precision)
     if job.attention != "eager":
         return 0.0
     scores = job.shape.num_attention_heads * job.seq_length / strategy.tensor_parallel_size

@@ -1,7 +1,7 @@
 """What a price depends on beside the strategy and the cluster: a recipe, or somebody else's published run."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 from scaling.hardware import MatmulPrecision, Precision
@@ -36,7 +36,8 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training job. `predicted_fraction` is the share of positions whose logits are computed.
+    """One training job. `predicted_fraction` is the share of positions whose logits are computed; of an
+    encoder-decoder, the decoder's tokens for each of the encoder's.
 
     `attention` is "eager" where the T x T scores are kept, "flash" where they are made again tile by tile.
     `matmul_precision` is what the layers' matmuls run in where that is narrower than `precision`.
@@ -69,9 +70,10 @@ class Job:
     @cached_property
     def flops_by_part(self) -> tuple[float, float, float]:
         """(the layers' matrices, attention's scores and values, the head): what a token costs with nothing frozen."""
-        matrices = self.shape.flops_per_token(0, predicted_fraction=0.0)
-        scores = self.shape.flops_per_token(self.seq_length, predicted_fraction=0.0) - matrices
-        return matrices, scores, self.shape.flops_per_token(0, predicted_fraction=self.predicted_fraction) - matrices
+        flops = partial(self.shape.flops_per_token, target_fraction=self.predicted_fraction)
+        matrices = flops(0, predicted_fraction=0.0)
+        scores = flops(self.seq_length, predicted_fraction=0.0) - matrices
+        return matrices, scores, flops(0, predicted_fraction=self.predicted_fraction) - matrices
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Job":

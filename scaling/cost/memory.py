@@ -6,7 +6,7 @@ steps (tests/cost/test_memory_measured.py) and against published runs (`scale va
 
 from dataclasses import dataclass, replace
 
-from scaling.cost.activations import activations, loss_bytes
+from scaling.cost.activations import activations, loss_bytes, one_matmul_makes_keys
 from scaling.cost.job import Job
 from scaling.cost.model_states import (
     FP32_BYTES,
@@ -273,7 +273,8 @@ def offload_share(job: Job, strategy: Strategy) -> int:
 def trained_share(job: Job, strategy: Strategy) -> int:
     """Those of them that are trained: all, or the adapters'."""
     if job.adapter is None:
-        return offload_share(job, strategy)
+        trained = job.shape.num_params - job.shape.untrained_params
+        return trained // (strategy.model_parallel_size * strategy.shards)
     return job.adapter.params(job.shape) // (strategy.model_parallel_size * strategy.shards)
 
 
@@ -289,5 +290,10 @@ def nvme_buffer_size(shape: Shape, shards: int) -> int:
     The largest is an embedding or a matrix of a layer: the fused queries, keys and values, or one of the MLP.
     """
     D = shape.hidden_size
-    widest = max(shape.vocab_size, shape.max_position_embeddings, shape.intermediate_size, D + 2 * shape.key_value_size)
+    fused = shape.query_size + 2 * shape.key_value_size if one_matmul_makes_keys(shape) else shape.query_size
+    positions = shape.max_position_embeddings if shape.traits.positions in ("learned", "sinusoidal") else 0
+    positions += shape.traits.position_offset
+    mlp = shape.intermediate_size * (2 if shape.family in ("modernbert", "mixtral") else 1)  # gate and up in one
+    mlp *= shape.num_experts  # one tensor holds every expert's
+    widest = max(shape.vocab_size, positions, mlp, fused, shape.num_channels * shape.patch_size**2)
     return -(-widest * D // (shards * 1024)) * 1024

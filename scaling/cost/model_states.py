@@ -43,7 +43,9 @@ def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Hel
         return Held(shape.num_params)
     layers, layer, parts = layers_per_rank(shape, strategy), layer_held(shape, strategy), dict(shape.params_by_part)
     del parts["layers"]
-    embedding, head = parts.pop("token_embedding"), parts.pop("head", 0)
+    if others := parts.pop("decoder_layers", 0):  # half of an encoder-decoder, split as the other half
+        layer = layer._replace(dense=layer.dense + others / shape.num_layers / tp)
+    embedding, head = parts.pop("token_embedding", 0), parts.pop("head", 0)
     ends = {name: parts.pop(name, 0) for name in ("final_norm", "mlm_head")}  # the rest comes before the first layer
     first, last = embedding / tp + sum(parts.values()), head / tp + sum(ends.values())
     if pp > 1:
@@ -53,10 +55,12 @@ def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Hel
 
 
 def held_parameters(job: Job, strategy: Strategy, rank: Rank = "any") -> tuple[Held, Held]:
-    """(all parameters, those that are trained) of one rank before ZeRO: beside adapters everything else is frozen."""
+    """(all parameters, those that are trained) of one rank before ZeRO.
+
+    Beside adapters everything else is frozen; sinusoidal positions are, whatever the rest."""
     held = parameters_held(job.shape, strategy, rank)
     if job.adapter is None:
-        return held, held
+        return held, held._replace(dense=held.dense - job.shape.untrained_params)
     trained = Held(job.adapter.params(job.shape) / strategy.model_parallel_size)
     return Held(held.dense + trained.dense, held.experts), trained
 
@@ -123,7 +127,9 @@ def moments_bytes(job: Job, width: int, *, offloaded: bool = False) -> float:
     row, count = OPTIMIZERS[job.optimizer], float(OPTIMIZERS[job.optimizer].moments)
     if job.optimizer == "muon":
         shape = job.shape
-        count += 1 - shape.num_layers * shape.layer_matmul_params / shape.num_params
+        decoder = shape.layer_matmul_params + shape.attention_matmul_params
+        matrices = shape.num_layers * shape.layer_matmul_params + (shape.num_decoder_layers or 0) * decoder
+        count += 1 - matrices / shape.num_params
     if offloaded and row.offloaded_moments is not None:
         count = row.offloaded_moments
     return count * (row.moment_bytes or width)

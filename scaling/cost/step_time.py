@@ -143,7 +143,7 @@ def ideal_terms(
     And what of `matmul` and of `attention` is made again for the backward.
     """
     gpu, eager = cluster.accelerator, job.attention == "eager"
-    layers = layers_per_rank(job.shape, strategy)
+    layers = layers_at_work(job, strategy)
     tokens = micro_step_tokens(job, strategy)
     busy = busy_micro_steps(strategy)
     weights, scores = forward_s(job, strategy, gpu)
@@ -256,11 +256,20 @@ def forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> tuple[float, fl
     latter is what makes small and narrow ones slow. Of a pipeline the rank with most layers sets the pace.
     """
     shape = job.shape
-    tokens = layers_per_rank(shape, strategy) * micro_step_tokens(job, strategy) / strategy.tensor_parallel_size
+    layers = layers_at_work(job, strategy)
+    tokens = layers * micro_step_tokens(job, strategy) / strategy.tensor_parallel_size
     flops = 2 * tokens * (shape.active_matmul_params + shape.router_params)
-    traffic = layers_per_rank(shape, strategy) * matmul_traffic_bytes(job, strategy)
+    traffic = layers * matmul_traffic_bytes(job, strategy)
     weights = flops / gpu.matmul_ceiling(job.matmul_precision or job.precision) + traffic / gpu.memory_bytes_per_s
     return weights, tokens * attention_forward_flops(job) / gpu.matmul_ceiling(job.precision)
+
+
+def layers_at_work(job: Job, strategy: Strategy) -> float:
+    """Layers of the pipeline rank that has most; a decoder's beside an encoder count by their share of the FLOPs."""
+    shape, layers = job.shape, layers_per_rank(job.shape, strategy)
+    if not shape.num_decoder_layers:
+        return layers
+    return layers * job.flops_by_part[0] / (6 * shape.num_layers * (shape.active_matmul_params + shape.router_params))
 
 
 def head_forward_s(job: Job, strategy: Strategy, gpu: Accelerator) -> float:
@@ -344,7 +353,7 @@ def communication(job: Job, strategy: Strategy, cluster: Cluster, whole: Held, t
     experts, split, steps = strategy.expert_parallel_size, strategy.expert_split, strategy.gradient_accumulation_steps
     token = micro_step_tokens(job, strategy) * element_bytes(job.precision)  # bytes of one element each
     activation = token * shape.hidden_size
-    layers = steps * layers_per_rank(shape, strategy)
+    layers = steps * layers_at_work(job, strategy)
     forwards = 2 if strategy.activation_checkpointing == "full" else 1
     queries, keys_values = token * shape.query_size / tp, token * 2 * shape.key_value_size / tp
     if strategy.sequence_parallelism == "ulysses":

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from scaling.family import Kind
+from scaling.models.initialise import initialise
 from scaling.shape import Shape
 
 _HEADS: dict[Kind, Any] = {
@@ -29,18 +30,34 @@ _HEADS: dict[Kind, Any] = {
 def build(shape: Shape, *, dropout: float = 0.0, seed: int = 0, initialised: bool = True) -> PreTrainedModel:
     """The model of `shape` in fp32 on the CPU; the same seed gives the same weights on every rank.
 
-    Initialisation is transformers', as each paper has it: docs/models.md. A model that is not `initialised` takes no
-    memory until its weights are written: the operating system gives untouched pages none.
+    Initialisation is as each paper has it: scaling/models/initialise.py, docs/models.md. A model that is not
+    `initialised` takes no memory until its weights are written: the operating system gives untouched pages none.
     """
     if not initialised:
         with no_init_weights():
-            model = build(shape, dropout=dropout)
+            model = _untied(_HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout)), shape)
         model.tie_weights()  # which the context leaves out, too
         return model
     # Forking keeps the caller's random state: building a model must not shift anybody's dropout.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout))
+        model = _untied(_HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout)), shape)
+        initialise(model, shape)
+    return model
+
+
+def _untied(model: PreTrainedModel, shape: Shape) -> PreTrainedModel:
+    """Gives T5 version 1.1 the head of its own that it has: T5Config ties all (5.23.0, configuration_t5.py:87).
+
+    Saved so, it loads again: from_pretrained ties no weights of which it finds both, and they differ.
+    """
+    if shape.family == "t5" and not shape.tied_embeddings:
+        model._tied_weights_keys = {key: of for key, of in model._tied_weights_keys.items() if key != "lm_head.weight"}
+        model.all_tied_weights_keys.pop("lm_head.weight", None)
+        head_VD = torch.empty_like(model.shared.weight)
+        # mesh-tensorflow's and T5X's dense layers: variance 1 / fan-in.
+        model.lm_head.weight = torch.nn.Parameter(torch.nn.init.normal_(head_VD, std=shape.hidden_size**-0.5))
+    return model
 
 
 def config_of(shape: Shape, *, dropout: float = 0.0) -> PreTrainedConfig:
@@ -51,7 +68,7 @@ def config_of(shape: Shape, *, dropout: float = 0.0) -> PreTrainedConfig:
         if field == "max_position_embeddings" and traits.kind != "vision":
             value += traits.position_offset if traits.model_type == "roberta" else 0  # the others add it themselves
         fields |= dict.fromkeys(keys, value)
-    fields |= dict.fromkeys(traits.dropout_names, dropout) | dict(traits.constants)
+    fields |= dict.fromkeys(traits.dropout_names, dropout) | dict(traits.constants) | _nested(shape.all_settings)
     if traits.kind == "vision":
         del fields["vocab_size"], fields["max_position_embeddings"]
         fields["num_labels"] = shape.vocab_size
@@ -65,6 +82,19 @@ def config_of(shape: Shape, *, dropout: float = 0.0) -> PreTrainedConfig:
     if shape.family == "t5":
         fields["feed_forward_proj"] = "gated-gelu" if shape.gated_mlp else "relu"
     return AutoConfig.for_model(traits.model_type, attn_implementation="sdpa", **fields)
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"rope_parameters.rope_theta": 1e4} -> {"rope_parameters": {"rope_theta": 1e4}}; None is left out."""
+    fields: dict[str, Any] = {}
+    for dotted, value in settings.items():
+        *path, key = dotted.split(".")
+        into = fields
+        for name in path:
+            into = into.setdefault(name, {})
+        if value is not None:
+            into[key] = value
+    return fields
 
 
 def _padding(shape: Shape) -> int | None:

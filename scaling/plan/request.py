@@ -1,10 +1,12 @@
 """From what a user typed to a whole recipe: defaults are filled in from published runs, and each one is said."""
 
+from dataclasses import replace
 from typing import Any
 
 from scaling import course, registry
 from scaling import recipe as recipes
 from scaling.errors import InputError, ScaleError, did_you_mean
+from scaling.family import Task
 from scaling.hardware import Cluster
 from scaling.optimizers import OPTIMIZERS, TRAINABLE, Name
 from scaling.recipe import EMBEDDED_CORPUS, Adafactor, AdamW, Cosine, Data, Lamb, Lion, Optimizer, Recipe, model_of
@@ -21,6 +23,8 @@ _LAMB_LR, _LAMB_WARMUP_FRACTION, _LAMB_BATCH = 5e-3, 1 / 5, 32768
 # Chen et al. 2023 (arXiv 2302.06675, section 5): a rate 3 to 10 times smaller than AdamW's and a decay larger by as
 # much; between them, 5.
 _LION_FRACTION = 1 / 5
+# Where a model is trained on something else than text.
+_CORPUS_OF: dict[Task, str] = {"image-classification": "embedded:glyphs"}
 # Optimizers for which no learning rate is published that a Transformer's size or its batch would give.
 _WITHOUT_A_RULE: dict[Name, str] = {
     "lars": "published rates are for convolutional networks",
@@ -40,15 +44,21 @@ def recipe_for(
     tokens: str | None = None,
     precision: str | None = None,
     optimizer: str = "adamw",
+    family: str | None = None,
 ) -> tuple[Recipe, list[str]]:
-    """A recipe for a model by size or by name, and a sentence for everything that had to be assumed."""
+    """A recipe for a model by size or by name, and a sentence for everything that had to be assumed.
+
+    `family` is of a model by size; GPT's unless given.
+    """
     assumptions = []
     if params is None and model is None:
         raise ScaleError("params: nothing to plan for", hint="give --params 1.3B, --model gpt2-xl or --recipe FILE")
     if params is not None and model is not None:
         raise InputError("params", params, "and --model exclude each other", hint="give one of the two")
+    if family is not None and params is None:
+        raise InputError("family", family, "goes with a size", hint="give --params 1.3B, or leave --family out")
     if params is not None:
-        entry, sentence = registry.nearest_gpt(parse_count(params, "params"))
+        entry, sentence = registry.nearest(parse_count(params, "params"), family or "gpt2")
         assumptions.append(f"model: {sentence}")
     else:
         entry = registry.find(str(model))
@@ -58,6 +68,7 @@ def recipe_for(
             raise InputError(field, value, "must be at least 1")
     if entry.note:
         assumptions.append(f"model: {entry.note}")
+    entry, said = with_batch_and_rate(entry)
     known = require_optimizer(optimizer)
     if precision is None and OPTIMIZERS[known].stages == (0,):
         precision = "fp32"
@@ -67,10 +78,10 @@ def recipe_for(
         assumptions.append(f"precision: {precision}")
     shape = entry.shape
     if seq_length is None:
-        seq_length = shape.max_position_embeddings
-        assumptions.append(f"seq_length: {seq_length}, the model's context")
+        seq_length, whose = usual_length(entry)
+        assumptions.append(f"seq_length: {seq_length}, {whose}")
     if global_batch_size is None:
-        global_batch_size, sentence = _published_batch(entry, seq_length, cluster.world_size)
+        global_batch_size, sentence = _published_batch(entry, seq_length, cluster.world_size, said["batch_tokens"])
         assumptions.append(sentence)
     if tokens is None:
         num_tokens = _TOKENS_PER_PARAM * shape.num_params
@@ -78,13 +89,16 @@ def recipe_for(
     else:
         num_tokens = parse_count(tokens, "tokens")
     num_steps = max(1, round(num_tokens / (global_batch_size * seq_length)))
-    update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size)
+    update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size, said["lr"])
     assumptions.append(sentence)
     fields = dict(
         name=shape.name,
-        model=model_of(shape),
+        # One's own stays what it was called, and keeps its weights.
+        model=registry.absolute(model) if model is not None else model_of(shape),
         task=shape.traits.task,
-        data=Data(corpus=[EMBEDDED_CORPUS], seq_length=seq_length, validation_fraction=0.05),
+        data=Data(
+            corpus=[_CORPUS_OF.get(shape.traits.task, EMBEDDED_CORPUS)], seq_length=seq_length, validation_fraction=0.05
+        ),
         global_batch_size=global_batch_size,
         num_steps=num_steps,
         optimizer=update,
@@ -95,6 +109,27 @@ def recipe_for(
         checkpoint_every_steps=500,
     )
     return recipes.validated(fields), assumptions
+
+
+def usual_length(entry: Entry) -> tuple[int, str]:
+    """(tokens of a sample where nobody says how many, whose number that is)."""
+    if entry.seq_length:
+        return entry.seq_length, f"as published; the model's context is {entry.shape.max_position_embeddings}"
+    return entry.shape.max_position_embeddings, "the model's context"
+
+
+def with_batch_and_rate(entry: Entry) -> tuple[Entry, dict[str, str]]:
+    """`entry` with what nobody published filled in, and for each of the two whose it is: "as published".
+
+    GPT-3's, of the row nearest in size: no other family has both for as many sizes, nor a rule between them.
+    """
+    like, said = registry.nearest_gpt3(entry.shape.num_params), {}
+    for field in ("batch_tokens", "lr"):
+        said[field] = "as published"
+        if getattr(entry, field) is None:
+            entry = replace(entry, **{field: getattr(like, field)})
+            said[field] = f"as {like.shape.name}'s by size, since none is published for {entry.shape.name}"
+    return entry, said
 
 
 def overridden(
@@ -132,24 +167,26 @@ def require_optimizer(name: str) -> Name:
     raise InputError("optimizer", name, "is none that scale/train.py has", hint=did_you_mean(name, TRAINABLE))
 
 
-def _published_optimizer(name: Name, entry: Entry, batch: int) -> tuple[Optimizer, float, str]:
+def _published_optimizer(name: Name, entry: Entry, batch: int, whose: str) -> tuple[Optimizer, float, str]:
     """(the optimizer, the share of the steps that warm it up, what was assumed) for `batch` sequences.
 
-    Raises InputError where nothing published says.
+    `whose` says where the entry's rate is from. Raises InputError where nothing published says.
     """
+    rate = entry.lr or 0.0  # with_batch_and_rate() has filled it in
+    whose = f"{whose} for this size" if whose == "as published" else whose
     match name:
         case "adamw":
             return (
-                AdamW(name="adamw", lr=entry.lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
+                AdamW(name="adamw", lr=rate, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1),
                 _WARMUP_FRACTION,
-                f"optimizer: adamw, lr {entry.lr:g} as published for this size, betas 0.9 and 0.95, weight decay 0.1",
+                f"optimizer: adamw, lr {rate:g} {whose}, betas 0.9 and 0.95, weight decay 0.1",
             )
         case "lion":
-            lr, decay = float(f"{entry.lr * _LION_FRACTION:.2g}"), 0.1 / _LION_FRACTION
+            lr, decay = float(f"{rate * _LION_FRACTION:.2g}"), 0.1 / _LION_FRACTION
             return (
                 Lion(name="lion", lr=lr, betas=[0.9, 0.99], weight_decay=decay),
                 _WARMUP_FRACTION,
-                f"optimizer: lion, lr {lr:g} and weight decay {decay:g}, a fifth and five times AdamW's for this size: "
+                f"optimizer: lion, lr {lr:g} and weight decay {decay:g}, a fifth and five times AdamW's, {whose}: "
                 "Chen et al. 2023 say 3 to 10; betas 0.9 and 0.99",
             )
         case "adafactor":
@@ -172,11 +209,11 @@ def _published_optimizer(name: Name, entry: Entry, batch: int) -> tuple[Optimize
     )
 
 
-def _published_batch(entry: Entry, seq_length: int, world_size: int) -> tuple[int, str]:
-    """The published batch in sequences of `seq_length`, rounded up to whole ranks."""
-    published = max(1, round(entry.batch_tokens / seq_length))
+def _published_batch(entry: Entry, seq_length: int, world_size: int, whose: str) -> tuple[int, str]:
+    """The published batch in sequences of `seq_length`, rounded up to whole ranks; `whose` says where it is from."""
+    published = max(1, round((entry.batch_tokens or 0) / seq_length))
     batch = -(-published // world_size) * world_size
-    sentence = f"global_batch_size: {batch} sequences ({format_count(batch * seq_length)} tokens), as published"
+    sentence = f"global_batch_size: {batch} sequences ({format_count(batch * seq_length)} tokens), {whose}"
     if batch != published:
         sentence = f"{sentence} ({published}), rounded up to a multiple of {world_size} ranks"
     return batch, sentence

@@ -56,16 +56,22 @@ class Model(_Strict):
     image_size: Annotated[int, Field(ge=0)] = 0
     patch_size: Annotated[int, Field(ge=0)] = 0
     num_channels: Annotated[int, Field(ge=0)] = 0
+    settings: dict[str, str | int | float | bool] = {}
 
     @model_validator(mode="after")
     def _buildable(self) -> "Model":
-        Shape(**self.model_dump())
+        self.shape  # noqa: B018  # raises
         return self
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(**{**self.model_dump(), "settings": tuple(self.settings.items())})
 
 
 def _known_model(value: str | Model) -> str | Model:
     if isinstance(value, str):
         registry.find(value)
+        return registry.absolute(value)
     return value
 
 
@@ -338,7 +344,7 @@ class Recipe(_Strict):
     def shape(self) -> Shape:
         if isinstance(self.model, str):
             return registry.find(self.model).shape
-        return Shape(**self.model.model_dump())
+        return self.model.shape
 
     @property
     def tokens_per_step(self) -> int:
@@ -377,7 +383,7 @@ def model_of(shape: Shape) -> str | Model:
     """How a recipe names `shape`: by the registry where it stands there, else by its dimensions."""
     if shape.name in registry.MODELS and registry.MODELS[shape.name].shape == shape:
         return shape.name
-    return Model(**{name: getattr(shape, name) for name in Model.model_fields})
+    return Model(**{**{name: getattr(shape, name) for name in Model.model_fields}, "settings": dict(shape.settings)})
 
 
 def validated(fields: Mapping[str, Any]) -> Recipe:

@@ -45,7 +45,8 @@ _STEPS = st.sampled_from([1, 2, 3, 32])
 _CHECKPOINTING = st.sampled_from(["none", "full"])
 _OFFLOAD = st.sampled_from(["none", "cpu"])
 _PLACES = ["none", "cpu", "nvme"]
-_MODELS = st.sampled_from(sorted(MODELS))
+# Images have no length to vary.
+_MODELS = st.sampled_from([name for name in sorted(MODELS) if MODELS[name].shape.traits.kind != "vision"])
 
 
 @st.composite
@@ -117,8 +118,9 @@ def test_memory_grows_with_the_micro_batch_and_with_the_sequence(estimate, situa
     longer = MODELS[situation["model"]].shape.max_position_embeddings
     base = estimate(**situation, seq_length=longer // 2)
     wider = estimate(**{**situation, "micro_batch_size": 2 * situation["micro_batch_size"]}, seq_length=longer // 2)
-    # Only tokens count: attention is flash-like, with no T x T square.
-    assert wider == estimate(**situation, seq_length=longer)
+    # Only tokens count: attention is flash-like, with no T x T square but T5's biased scores and ModernBERT's windows.
+    if MODELS[situation["model"]].shape.family not in ("t5", "modernbert"):
+        assert wider == estimate(**situation, seq_length=longer)
     assert wider.peak_allocated_bytes >= base.peak_allocated_bytes
     assert wider.moments["loss"] > base.moments["loss"]
     assert wider.moments["backward"] > base.moments["backward"]

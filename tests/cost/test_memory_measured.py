@@ -32,6 +32,8 @@ RUNS = {
     "BERT, bf16, stage 3, selective": (
         "bert-demo", "bf16", layout(2, 3, micro=16, batch=32, checkpointing="selective"),
     ),
+    "Llama, bf16, stage 1": ("llama-demo", "bf16", layout(1, 1, micro=16, batch=16)),
+    "Mixtral, fp32, stage 0": ("mixtral-demo", "fp32", layout(1, 0, micro=16, batch=16)),
     "BERT, bf16, stage 2": ("bert-demo", "bf16", layout(2, 2, micro=16, batch=32)),
 }  # fmt: skip
 
@@ -43,7 +45,7 @@ def test_predicted_peak_is_within_5_percent_of_the_measured_one(name, tmp_path):
     recipe = tiny_recipe(
         tmp_path,
         model=model_of(shape),
-        task="causal-lm" if shape.family == "gpt2" else "masked-lm",
+        task=shape.traits.task,
         data={"corpus": [EMBEDDED_CORPUS], "seq_length": 128, "validation_fraction": 0.05},
         global_batch_size=strategy.global_batch_size,
         precision=precision,
