@@ -7,7 +7,19 @@ from scaling import recipe as recipes
 from scaling.errors import InputError, ScaleError, did_you_mean
 from scaling.hardware import Cluster
 from scaling.optimizers import OPTIMIZERS, TRAINABLE, Name
-from scaling.recipe import EMBEDDED_CORPUS, Adafactor, AdamW, Cosine, Data, Lamb, Lion, Optimizer, Recipe, model_of
+from scaling.recipe import (
+    EMBEDDED_CORPUS,
+    EMBEDDED_IMAGES,
+    Adafactor,
+    AdamW,
+    Cosine,
+    Data,
+    Lamb,
+    Lion,
+    Optimizer,
+    Recipe,
+    model_of,
+)
 from scaling.registry import Entry
 from scaling.units import format_count, parse_count
 
@@ -80,11 +92,12 @@ def recipe_for(
     num_steps = max(1, round(num_tokens / (global_batch_size * seq_length)))
     update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size)
     assumptions.append(sentence)
+    corpus = EMBEDDED_IMAGES if shape.traits.kind == "vision" else EMBEDDED_CORPUS
     fields = dict(
         name=shape.name,
         model=model_of(shape),
         task=shape.traits.task,
-        data=Data(corpus=[EMBEDDED_CORPUS], seq_length=seq_length, validation_fraction=0.05),
+        data=Data(corpus=[corpus], seq_length=seq_length, validation_fraction=0.05),
         global_batch_size=global_batch_size,
         num_steps=num_steps,
         optimizer=update,
