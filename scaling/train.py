@@ -149,6 +149,7 @@ def run(request: Request) -> None:
         activation_checkpointing=request.activation_checkpointing or strategy.activation_checkpointing,
     )
     config, notes = ds_config.reconcile(request.config, recipe, strategy)
+    _require_kernel_of_kind(recipe, request.loss_kernel)
 
     from scaling import data
     from scaling.training import checkpoint, environment, ranks, run
@@ -186,6 +187,14 @@ def run(request: Request) -> None:
                     _train(request, strategy, config, corpus or prepared(), resume_from, job)
         finally:
             ranks.leave()
+
+
+def _require_kernel_of_kind(recipe: Recipe, loss_kernel: LossKernel) -> None:
+    """Raises InputError where no logits can be chunked as asked; a masked-LM head has few, and stays as it is."""
+    kind = recipe.shape.traits.kind
+    if loss_kernel == "chunked" and kind in ("encoder-decoder", "vision"):
+        problem = f"is for decoders: a {recipe.shape.family} has logits for its targets alone"
+        raise InputError("loss_kernel", loss_kernel, problem, hint="full")
 
 
 def _how_to_go_on(request: Request, strategy: Strategy) -> str:
@@ -253,7 +262,7 @@ def _train(
 
     here, talk, watchdog = job.here, job.talk, job.watchdog
     recipe, shape, folder = request.recipe, request.recipe.shape, request.run_dir
-    engine = make_engine(recipe, config, strategy)
+    engine = make_engine(recipe, config, strategy, resumes=resume_from is not None, say=talk.say)
     judge, step, relaid = Judge(recipe.guards), 0, ""
     if resume_from:
         reached, relaid = checkpoint.load(engine, resume_from, strategy)
@@ -265,10 +274,7 @@ def _train(
     for field, growth in (("batch_ramp", recipe.batch_ramp), ("data.curriculum", recipe.data.curriculum)):
         if growth:
             talk.say(f"{field}: from {growth.start} by {growth.increment} over {growth.samples:,} samples")
-    talk.say(
-        f"corpus: {corpus.num_tokens:,} tokens of {corpus.bytes_per_token:.2f} bytes, vocabulary {corpus.vocab_size}, "
-        f"unigram entropy {corpus.unigram_entropy_nats:.4f} nats per token"
-    )
+    talk.say(f"corpus: {corpus}")
     talk.say(f"resumed from {resume_from} at step {step}" if resume_from else "starting at step 0")
     if relaid:
         talk.say(f"{relaid}, weights and states bit for bit")
@@ -284,7 +290,7 @@ def _train(
         asked = recipe.model_dump(mode="json")
         tracked = tracking.Run(folder=folder, name=recipe.name, config=asked, resumed_step=step)
         try:
-            shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer", dirs_exist_ok=True)
+            shutil.copytree(corpus.preprocessor_dir, folder / "tokenizer", dirs_exist_ok=True)
             metrics = tracking.Tracking(tracked, request.track, talk.say)
         except ScaleError as error:
             return error

@@ -421,3 +421,13 @@ def test_a_misspelt_guard_is_named_with_the_right_one():
     text = RECIPES[0].read_text() + "guards: {non_finit: skip}\n"
     with pytest.raises(FileProblems, match=r"guards\.non_finit.*did you mean 'non_finite'"):
         parse(text, "r.yaml")
+
+
+def test_initial_weights_are_relative_to_the_recipe_and_random_is_no_folder(tmp_path):
+    recipe = load(next(path for path in RECIPES if path.stem == "gpt_demo"))
+    assert recipe.weights is None
+    for said, wanted in (("random", None), ("there", tmp_path / "there"), ("/there", Path("/there"))):
+        (tmp_path / "r.yaml").write_text(dump(recipe) + f"initial_weights: {said}\n")
+        found = load(tmp_path / "r.yaml")
+        assert found.weights == wanted
+        assert parse(dump(found), "again.yaml") == found

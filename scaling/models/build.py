@@ -9,7 +9,6 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
-    GPT2LMHeadModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -19,7 +18,7 @@ from scaling.family import Kind
 from scaling.models.initialise import initialise
 from scaling.shape import Shape
 
-_HEADS: dict[Kind, Any] = {
+HEADS: dict[Kind, Any] = {
     "decoder": AutoModelForCausalLM,
     "encoder": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
@@ -35,13 +34,13 @@ def build(shape: Shape, *, dropout: float = 0.0, seed: int = 0, initialised: boo
     """
     if not initialised:
         with no_init_weights():
-            model = _untied(_HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout)), shape)
+            model = _untied(HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout)), shape)
         model.tie_weights()  # which the context leaves out, too
         return model
     # Forking keeps the caller's random state: building a model must not shift anybody's dropout.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _untied(_HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout)), shape)
+        model = _untied(HEADS[shape.traits.kind].from_config(config_of(shape, dropout=dropout)), shape)
         initialise(model, shape)
     return model
 
@@ -77,8 +76,7 @@ def config_of(shape: Shape, *, dropout: float = 0.0) -> PreTrainedConfig:
         fields |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": _padding(shape)}
     if traits.kind == "encoder-decoder":
         fields |= {"decoder_start_token_id": 0, "is_encoder_decoder": True, "forced_eos_token_id": None}
-    else:
-        fields["use_cache"] = False
+    fields["use_cache"] = False
     if shape.family == "t5":
         fields["feed_forward_proj"] = "gated-gelu" if shape.gated_mlp else "relu"
     return AutoConfig.for_model(traits.model_type, attn_implementation="sdpa", **fields)
@@ -102,10 +100,17 @@ def _padding(shape: Shape) -> int | None:
     return 1 if shape.traits.position_offset or shape.traits.kind == "encoder-decoder" else None
 
 
-def prepare_for_use(model: PreTrainedModel) -> None:
-    """Sets what training leaves open and whoever loads the model relies on: the cache and the end of text."""
+def prepare_for_use(model: PreTrainedModel, ids: dict[str, int | None]) -> None:
+    """Sets what training leaves open and whoever loads the model relies on: the cache and the tokens with a meaning.
+
+    `ids` are the tokenizer's "bos_token_id" and so on; none for images.
+    """
+    if model.config.model_type == "vit":
+        return
     model.config.use_cache = True
-    if isinstance(model, GPT2LMHeadModel):
-        # Token 0 closes every document: scaling/data/tokenizer.py.
-        model.config.bos_token_id = model.config.eos_token_id = 0
-        model.generation_config.bos_token_id = model.generation_config.eos_token_id = 0
+    if not model.config.is_encoder_decoder:
+        ids = {name: value for name, value in ids.items() if name != "decoder_start_token_id"}
+    for name, value in ids.items():
+        for config in (model.config, getattr(model, "generation_config", None)):
+            if config is not None and value is not None:
+                setattr(config, name, value)

@@ -6,10 +6,21 @@ from typing import Any
 from scaling import course, registry
 from scaling import recipe as recipes
 from scaling.errors import InputError, ScaleError, did_you_mean
-from scaling.family import Task
 from scaling.hardware import Cluster
 from scaling.optimizers import OPTIMIZERS, TRAINABLE, Name
-from scaling.recipe import EMBEDDED_CORPUS, Adafactor, AdamW, Cosine, Data, Lamb, Lion, Optimizer, Recipe, model_of
+from scaling.recipe import (
+    EMBEDDED_CORPUS,
+    EMBEDDED_IMAGES,
+    Adafactor,
+    AdamW,
+    Cosine,
+    Data,
+    Lamb,
+    Lion,
+    Optimizer,
+    Recipe,
+    model_of,
+)
 from scaling.registry import Entry
 from scaling.units import format_count, parse_count
 
@@ -23,8 +34,6 @@ _LAMB_LR, _LAMB_WARMUP_FRACTION, _LAMB_BATCH = 5e-3, 1 / 5, 32768
 # Chen et al. 2023 (arXiv 2302.06675, section 5): a rate 3 to 10 times smaller than AdamW's and a decay larger by as
 # much; between them, 5.
 _LION_FRACTION = 1 / 5
-# Where a model is trained on something else than text.
-_CORPUS_OF: dict[Task, str] = {"image-classification": "embedded:glyphs"}
 # Optimizers for which no learning rate is published that a Transformer's size or its batch would give.
 _WITHOUT_A_RULE: dict[Name, str] = {
     "lars": "published rates are for convolutional networks",
@@ -91,14 +100,13 @@ def recipe_for(
     num_steps = max(1, round(num_tokens / (global_batch_size * seq_length)))
     update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size, said["lr"])
     assumptions.append(sentence)
+    corpus = EMBEDDED_IMAGES if shape.traits.kind == "vision" else EMBEDDED_CORPUS
     fields = dict(
         name=shape.name,
         # One's own stays what it was called, and keeps its weights.
         model=registry.absolute(model) if model is not None else model_of(shape),
         task=shape.traits.task,
-        data=Data(
-            corpus=[_CORPUS_OF.get(shape.traits.task, EMBEDDED_CORPUS)], seq_length=seq_length, validation_fraction=0.05
-        ),
+        data=Data(corpus=[corpus], seq_length=seq_length, validation_fraction=0.05),
         global_batch_size=global_batch_size,
         num_steps=num_steps,
         optimizer=update,

@@ -2,6 +2,8 @@
 
 from scaling.recipe.fields import (
     EMBEDDED_CORPUS,
+    EMBEDDED_IMAGES,
+    RANDOM_WEIGHTS,
     Adafactor,
     AdamW,
     Constant,
@@ -27,10 +29,13 @@ from scaling.recipe.fields import (
     model_of,
     validated,
 )
+from scaling.recipe.spans import Spans, spans_of
 from scaling.recipe.text import dump, load, parse
 
 __all__ = [
     "EMBEDDED_CORPUS",
+    "EMBEDDED_IMAGES",
+    "RANDOM_WEIGHTS",
     "Adafactor",
     "AdamW",
     "Constant",
@@ -51,11 +56,13 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Sgd",
+    "Spans",
     "WarmupStableDecay",
     "changed",
     "dump",
     "load",
     "model_of",
     "parse",
+    "spans_of",
     "validated",
 ]

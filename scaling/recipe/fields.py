@@ -7,6 +7,7 @@ machine. Where a plan and a recipe meet, the recipe's numbers win or the run is 
 from collections.abc import Mapping
 from functools import cached_property
 from math import gcd
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,9 +15,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from scaling import registry
 from scaling.errors import InputError
 from scaling.family import FAMILIES, Task
+from scaling.recipe.spans import Spans, spans_of
 from scaling.shape import Shape
 
 EMBEDDED_CORPUS = "embedded:docstrings"
+EMBEDDED_IMAGES = "embedded:glyphs"
+RANDOM_WEIGHTS = "random"
 _MOST_INCREMENTS = 10_000  # of a batch or a length: they are kept as a table
 
 
@@ -88,18 +92,24 @@ class Growth(_Strict):
 
 
 class Data(_Strict):
-    """Text and how it becomes samples: one document stream, packed to `seq_length` tokens.
+    """What is trained on, and how it becomes samples of `seq_length` tokens.
 
-    `corpus` lists UTF-8 text files, relative to the recipe, or "embedded:docstrings", the docstrings and language
-    topics of the running Python. `masking_fraction` is the share of tokens that a masked LM predicts. With a
-    `curriculum` a sample is cut to its first tokens, ever more until all are taken (Li, Zhang & He 2022, arXiv
-    2108.06084).
+    Text: `corpus` lists UTF-8 files, relative to the recipe, or "embedded:docstrings", the docstrings and language
+    topics of the running Python; it is one document stream, packed. `masking_fraction` is the share of tokens that a
+    masked LM predicts, and that span corruption takes out in spans of `mean_span_length` on average; there `seq_length`
+    is the encoder's, and the decoder's follows (scaling/recipe/spans.py). With a `curriculum` a sample is cut to its
+    first tokens, ever more until all are taken (Li, Zhang & He 2022, arXiv 2108.06084).
+
+    Images: `corpus` lists .npz files with `images`, uint8 of [N, H, W, C], and `labels`, integers of [N], or
+    "embedded:glyphs", digits drawn by code. A token is a position of the model, a patch or the class token, and
+    `seq_length` their number.
     """
 
     corpus: Annotated[list[str], Field(min_length=1)]
     seq_length: Positive
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     masking_fraction: Fraction = 0.15
+    mean_span_length: Annotated[float, Field(ge=1)] = 3.0
     curriculum: Growth | None = None  # of the tokens taken of a sample
 
 
@@ -293,6 +303,9 @@ class Recipe(_Strict):
     """One training run, machine apart. `global_batch_size` is in samples of `data.seq_length` tokens.
 
     With a `batch_ramp` it is the batch in the end. `num_steps` and all other steps are optimizer steps of any batch.
+    `initial_weights` is what a run starts from: "random", by its seed, or a transformers directory of the same model,
+    relative to the recipe, whose tokenizer is taken too. Left out, it is the model's own weights where it comes with
+    some, else random.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -307,6 +320,7 @@ class Recipe(_Strict):
     precision: Literal["fp32", "bf16", "fp16"]
     gradient_clipping: Annotated[float, Field(ge=0)]  # of the global norm; 0 is off
     dropout: Fraction = 0.0
+    initial_weights: Annotated[str, Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     evaluate_every_steps: Positive = 100
     checkpoint_every_steps: Positive = 100
@@ -322,8 +336,15 @@ class Recipe(_Strict):
         if self.data.seq_length > shape.max_position_embeddings:
             problem = f"is beyond the {shape.max_position_embeddings} positions of {shape.name}"
             raise InputError("data.seq_length", self.data.seq_length, problem)
-        if self.task == "masked-lm" and self.data.masking_fraction == 0:
-            raise InputError("data.masking_fraction", 0.0, "leaves nothing to predict", hint="0.15 is BERT's")
+        if self.task in ("masked-lm", "span-corruption") and self.data.masking_fraction == 0:
+            raise InputError("data.masking_fraction", 0.0, "leaves nothing to predict", hint="0.15 is BERT's and T5's")
+        if self.spans and self.spans.target_length > shape.max_position_embeddings:
+            problem = f"asks for {self.spans.target_length} positions of the decoder, which has "
+            problem += str(shape.max_position_embeddings)
+            raise InputError("data.masking_fraction", self.data.masking_fraction, problem, hint="0.15 is T5's")
+        if self.spans and self.data.curriculum:  # where the first samples have no room for a span, too
+            spans_of(self.data.curriculum.start, self.data.masking_fraction, self.data.mean_span_length)
+        _require_data_of_task(self.task, self.data, shape)
         if self.gradient_clipping and isinstance(self.optimizer, Lamb) and self.optimizer.normalize_gradients:
             problem = "has no meaning where gradients are normalized"
             raise InputError("gradient_clipping", self.gradient_clipping, problem, hint="0")
@@ -357,10 +378,49 @@ class Recipe(_Strict):
         ramp = self.batch_ramp
         return gcd(ramp.start, ramp.increment) if ramp else self.global_batch_size
 
+    @cached_property
+    def spans(self) -> Spans | None:
+        """What span corruption makes of a sample; None for another task."""
+        if self.task != "span-corruption":
+            return None
+        return spans_of(self.data.seq_length, self.data.masking_fraction, self.data.mean_span_length)
+
     @property
     def predicted_fraction(self) -> float:
-        """The share of positions that have a target."""
-        return 1.0 if self.task == "causal-lm" else self.data.masking_fraction
+        """Targets per token of `data.seq_length`: logits are computed for as many."""
+        match self.task:
+            case "causal-lm":
+                return 1.0
+            case "image-classification":
+                return 1 / self.data.seq_length
+        return self.spans.target_length / self.data.seq_length if self.spans else self.data.masking_fraction
+
+    @property
+    def weights(self) -> Path | None:
+        """The transformers directory that a run starts from; None where it starts from random weights."""
+        if self.initial_weights is not None:
+            return None if self.initial_weights == RANDOM_WEIGHTS else Path(self.initial_weights)
+        own = getattr(registry.find(self.model), "weights", None) if isinstance(self.model, str) else None
+        return Path(own) if own else None
+
+
+def _require_data_of_task(task: Task, data: Data, shape: Shape) -> None:
+    """Raises InputError for a corpus of another kind, and for what has no meaning with images."""
+    images = [name for name in data.corpus if name == EMBEDDED_IMAGES or name.endswith(".npz")]
+    if task != "image-classification":
+        if images:
+            raise InputError("data.corpus", images[0], f"holds images, and the task is {task}", hint=EMBEDDED_CORPUS)
+        return
+    for name in data.corpus:
+        if name not in images:
+            hint = f"list .npz files, or {EMBEDDED_IMAGES!r}"
+            raise InputError("data.corpus", name, "holds no images, which the task classifies", hint=hint)
+    if data.seq_length != shape.max_position_embeddings:
+        problem = f"is not the {shape.max_position_embeddings} positions of {shape.name}, patches and class token"
+        raise InputError("data.seq_length", data.seq_length, problem, hint=str(shape.max_position_embeddings))
+    if data.curriculum:
+        problem = "cuts samples short, which an image is not"
+        raise InputError("data.curriculum.start", data.curriculum.start, problem, hint="leave data.curriculum out")
 
 
 def _require_growth(field: str, growth: Growth | None, end_field: str, end: int) -> None:

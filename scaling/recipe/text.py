@@ -10,18 +10,21 @@ from pydantic import BaseModel, ValidationError
 
 from scaling.errors import FileProblems, InputError, did_you_mean
 from scaling.files import read_text
-from scaling.recipe.fields import Data, Growth, Guards, Model, Optimizer, Recipe, Schedule, changed
+from scaling.recipe.fields import RANDOM_WEIGHTS, Data, Growth, Guards, Model, Optimizer, Recipe, Schedule, changed
 
 
 def load(path: str | Path) -> Recipe:
-    """The recipe in the YAML file `path`, its corpus files made absolute.
+    """The recipe in the YAML file `path`, its corpus files and weights made absolute.
 
     Raises InputError or FileProblems naming every wrong key and its line.
     """
     recipe = parse(read_text(path, "recipe"), str(path))
     base = Path(path).absolute().parent
     corpus = [name if name.startswith("embedded:") else str(base / name) for name in recipe.data.corpus]
-    return changed(recipe, {"data": {**recipe.data.model_dump(), "corpus": corpus}})
+    changes: dict[str, Any] = {"data": {**recipe.data.model_dump(), "corpus": corpus}}
+    if recipe.initial_weights not in (None, RANDOM_WEIGHTS):
+        changes["initial_weights"] = str(base / str(recipe.initial_weights))
+    return changed(recipe, changes)
 
 
 def parse(text: str, source: str) -> Recipe:

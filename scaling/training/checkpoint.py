@@ -90,6 +90,8 @@ class Saver:
             text = universal.whole_map(self.engine)
             if text and self.ranks.is_first:
                 self._writer.text(text, partial / universal.MAP)
+        if self.ranks.is_first and (buffers := universal.buffers(self.engine.module)):
+            self._writer.save(buffers, str(partial / universal.BUFFERS))
         self._writer.start()
         self._pending = reached
         if not self._writer.in_background:

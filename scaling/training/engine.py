@@ -1,26 +1,42 @@
 """Recipe and ds_config -> a DeepSpeed engine. The one place that calls deepspeed.initialize."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import nn
+from transformers import PreTrainedModel
 
 from scaling import models
+from scaling.errors import ScaleError
 from scaling.optim import layout
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import optimizer
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> Any:
-    """A DeepSpeedEngine around the recipe's model and loss; `config` comes from ds_config.reconcile."""
+
+def make_engine(
+    recipe: Recipe,
+    config: dict[str, Any],
+    strategy: Strategy,
+    *,
+    resumes: bool = False,
+    say: Callable[[str], None] = lambda said: None,
+) -> Any:
+    """A DeepSpeedEngine around the recipe's model and loss; `config` comes from ds_config.reconcile.
+
+    An engine that `resumes` takes its weights from a checkpoint after this, and reads none from the recipe's.
+    """
     # At stage 3 the first rank's weights are broadcast as they are sharded: only there must they be.
     initialised = strategy.zero_stage < 3 or dist.get_rank() == 0
-    model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed, initialised=initialised)
+    model = _model(recipe, say, reads=not resumes, initialised=initialised)
     models.checkpoint_layers(model, strategy.activation_checkpointing, dropout=recipe.dropout)
     wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     optimizer.require_kernel(recipe, strategy)
@@ -37,17 +53,44 @@ def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> A
     return engine
 
 
+def _model(recipe: Recipe, say: Callable[[str], None], *, reads: bool, initialised: bool) -> PreTrainedModel:
+    """The model that the recipe starts from, `initialised` where this rank's weights are to be the engine's.
+
+    All ranks raise what one of them cannot read.
+    """
+    if not (reads and recipe.weights):
+        return models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed, initialised=initialised)
+    model, problem = None, None
+    if initialised:
+        try:
+            model, said = models.pretrained(recipe.shape, recipe.weights, dropout=recipe.dropout, seed=recipe.seed)
+            say(said)
+        except ScaleError as error:
+            problem = error
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, (problem.message, problem.hint) if problem else None)
+    if found := next((each for each in everyones if each), None):
+        message, hint = found
+        raise ScaleError(message, hint=hint)
+    return model or models.build(recipe.shape, dropout=recipe.dropout, initialised=False)
+
+
 def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any], *, initialised: bool) -> None:
     """Shards the parameters of a module on the host, one at a time, as ZeRO-3 wants them.
 
     Left to itself deepspeed.initialize moves the whole model to the device first (0.19.8, runtime/engine.py:2094),
     which a model that needs ZeRO-3 may not fit.
     """
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+    dtype = DTYPES[recipe.precision]
     for parameter in module.parameters():
         # What was never written is not read either: that would give it memory.
         parameter.data = parameter.data.to(dtype) if initialised else torch.empty_like(parameter.data, dtype=dtype)
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    if dist.get_world_size() > 1:
+        for buffer in module.buffers():  # of which it takes no care
+            moved = buffer.to(get_accelerator().current_device_name())  # where the process group can reach it
+            dist.broadcast(moved, src=0)
+            buffer.copy_(moved)
 
 
 def gradient_divisor(strategy: Strategy) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from scaling import manifest, models
 from scaling.errors import InputError
 from scaling.recipe import Recipe
 from scaling.training import universal
+from scaling.training.shards import load as load_shard
 
 _WRAPPED = "model."  # models.WithLoss holds the transformers model under this name
 
@@ -32,7 +34,7 @@ def export(run: Path, out: Path) -> Path:
     recipe = Recipe.model_validate(manifest.require_whole(source, "run").recipe)
     model = models.build(recipe.shape, seed=recipe.seed)
     _load(model, _weights(source))
-    models.prepare_for_use(model)
+    models.prepare_for_use(model, _token_ids(tokenizer))
     disable_progress_bar()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,11 +54,26 @@ def _weights(source: Path) -> dict[str, torch.Tensor]:
     """The fp32 weights of a checkpoint by name: where it was trained in 16 bit, their master copy."""
     if universal.read_map(source, "run"):
         saved = universal.Saved(source, "run")
-        return {name: saved.weight(name) for name in saved.shapes}
+        weights = {name: saved.weight(name) for name in saved.shapes}
+        if (source / universal.BUFFERS).is_file():
+            weights |= load_shard(source / universal.BUFFERS, map_location="cpu")
+        return weights
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars and banners
         return get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
+
+
+def _token_ids(tokenizer: Path) -> dict[str, int | None]:
+    """The ids that config.json names, of the tokenizer in a folder; none where it holds what prepares images."""
+    if not (tokenizer / "tokenizer.json").is_file():
+        return {}
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    ids = {name: getattr(loaded, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    start_id = json.loads((tokenizer / "tokenizer_config.json").read_text()).get("decoder_start_token_id")
+    return ids | {"decoder_start_token_id": start_id}
 
 
 def _load(model: Any, weights: dict[str, torch.Tensor]) -> None:
@@ -64,7 +81,9 @@ def _load(model: Any, weights: dict[str, torch.Tensor]) -> None:
     found = {name.removeprefix(_WRAPPED): weight for name, weight in weights.items()}
     result = model.load_state_dict(found, strict=False)
     tied = set(model.all_tied_weights_keys)
-    missing = [name for name in result.missing_keys if name not in tied]
+    # Frozen, and so not in a checkpoint's map: the sinusoids, which the model has made anew.
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    missing = [name for name in result.missing_keys if name not in tied | frozen]
     if missing or result.unexpected_keys:
         raise InputError(
             "run", "checkpoint", f"does not match its model: missing {missing}, unexpected {result.unexpected_keys}"

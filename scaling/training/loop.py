@@ -19,7 +19,13 @@ from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training import checkpoint
 from scaling.training.checkpoint import Reached, Saver
-from scaling.training.engine import LossScaleAtFloor, discard_gradients, gradient_divisor, step_and_gradient_norm
+from scaling.training.engine import (
+    DTYPES,
+    LossScaleAtFloor,
+    discard_gradients,
+    gradient_divisor,
+    step_and_gradient_norm,
+)
 from scaling.training.guards import Judge, Judgement, unhealthy
 from scaling.training.memory import MemoryGauge
 from scaling.training.noise_scale import GradientNoise
@@ -334,11 +340,14 @@ class Training:
         if "validation_loss" in values:
             self.talk.say(
                 f"step {self.step}: validation loss {values['validation_loss']:.4f} nats per target, "
-                f"unigram entropy {self.corpus.unigram_entropy_nats:.4f}"
+                f"{self.corpus.baseline}"
             )
 
     def moved(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}
+        """On this rank's device, and pixels in the model's own width."""
+        width = DTYPES[self.recipe.precision]
+        dtypes = {name: width if tensor.is_floating_point() else tensor.dtype for name, tensor in batch.items()}
+        return {name: batch[name].to(self.ranks.device, dtype, non_blocking=True) for name, dtype in dtypes.items()}
 
     def measured(self) -> dict[str, dict[str, Any]]:
         """What this run says about its plan: {quantity: {value, where the plan predicts it, how it was measured}}."""

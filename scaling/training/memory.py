@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,10 @@ class MemoryGauge:
         from torch.distributed._tools.mem_tracker import MemTracker
 
         tracker = MemTracker()
+        # It hooks every parameter, and a frozen one takes none (torch 2.13.0, mem_tracker.py:603): counted as done.
+        done = torch.utils.hooks.RemovableHandle(OrderedDict())
+        for frozen in (parameter for parameter in module.parameters() if not parameter.requires_grad):
+            tracker._param_to_grad_hook_handles[frozen] = (done, done)
         tracker.track_external(module, *_live_tensors(module))
         with tracker:
             yield

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from scaling import manifest
 from scaling.errors import FileProblems, InputError, ScaleError
@@ -24,6 +24,7 @@ from scaling.optim import layout
 from scaling.training.shards import load as load_shard
 
 MAP = "layout.json"
+BUFFERS = "buffers.pt"  # of the model, where it has any that are not made anew: Marian's and BART's bias of the logits
 MASTER = "master"  # beside the names of the optimizer's states: the weights, in fp32 where they are trained in 16 bit
 
 _KEYS = ("wrapper", "optimizer", "shapes", "counters", "loss_scale", "shards")
@@ -71,6 +72,12 @@ def whole_map(engine: Any) -> str | None:
         del shards[1:]
     del mine["shard"]
     return json.dumps({**mine, "shards": shards})
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What a model keeps beside its parameters, by name."""
+    kept = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
 def _trained(engine: Any) -> dict[str, Tensor]:
@@ -299,6 +306,10 @@ def load(engine: Any, checkpoint: Path) -> None:
     else:
         for name, parameter in trained.items():  # of all ranks, where this one steps a part
             saved.fill(parameter.view(-1), name, MASTER)
+    if (checkpoint / BUFFERS).is_file():
+        found = load_shard(checkpoint / BUFFERS, map_location="cpu")
+        for name, buffer in buffers(engine.module).items():
+            buffer.copy_(found[name])
     for name, value in saved.map["counters"].items():
         setattr(engine, name, value)
     if engine.fp16_enabled() and saved.map["loss_scale"]:

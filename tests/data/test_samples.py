@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from scaling.data import IGNORED, Split, micro_batch_indices, samples
-from scaling.data.tokenizer import END_OF_TEXT_ID, MASK_ID, SPECIALS
+from scaling.data.tokenizer import END_OF_TEXT_ID, MASK_ID, SPECIALS, Vocabulary
 from scaling.errors import InputError
 
 T, NUM_SAMPLES, SEED = 16, 50, 3
 # Tokens that say where they stand.
 CAUSAL = Split(
     part="train", task="causal-lm", tokens=np.arange(10, 10 + NUM_SAMPLES * T + 1, dtype="<u2"), seq_length=T,
-    masking_fraction=0.15, vocab_size=2000, seed=SEED,
+    masking_fraction=0.15, vocabulary=Vocabulary(size=2000), seed=SEED,
 )  # fmt: skip
 MASKED = replace(CAUSAL, task="masked-lm")
 B = 24

@@ -8,7 +8,7 @@ from scaling.data import tokenizer
 from scaling.errors import InputError
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 3, "It's 10 o'clock,\n\tand all's well.\n" * 3]
-BPE = tokenizer.train(TEXTS, 320)
+BPE, VOCABULARY = tokenizer.train(TEXTS, 320)
 HARD = "it 's a , b . a  b\r\n\t\u6f22\u5b57 na\u00efve \U0001f642 <|endoftext|><|mask|> \u200d\ufeff\x00 " + "- " * 40
 
 
@@ -30,7 +30,7 @@ def test_special_tokens_that_a_text_spells_out_are_characters():
 def test_the_saved_tokenizer_loads_with_autotokenizer_and_gives_the_same_ids(tmp_path):
     from transformers import AutoTokenizer, BertConfig, GPT2Config
 
-    tokenizer.save(BPE, tmp_path)
+    tokenizer.save(BPE, VOCABULARY, tmp_path)
     plain = HARD.replace("<|", "< |")
     # A model's config.json beside it once made transformers rebuild the tokenizer as the model's own kind.
     for config in (None, GPT2Config(), BertConfig()):
@@ -46,9 +46,9 @@ def test_the_saved_tokenizer_loads_with_autotokenizer_and_gives_the_same_ids(tmp
 
 
 def test_the_vocabulary_is_the_asked_size_or_smaller_where_the_text_runs_out():
-    assert tokenizer.train(TEXTS, 300).get_vocab_size() == 300
-    assert 259 < tokenizer.train(TEXTS, 50_000).get_vocab_size() < 400
-    assert tokenizer.train(["x"], 259).get_vocab_size() == 259
+    assert tokenizer.train(TEXTS, 300)[1].size == 300
+    assert 259 < tokenizer.train(TEXTS, 50_000)[1].size < 400
+    assert tokenizer.train(["x"], 259)[1].size == 259
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
@@ -58,4 +58,4 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
 
 
 def test_training_twice_gives_the_same_tokenizer():
-    assert tokenizer.train(TEXTS, 320).to_str() == BPE.to_str()
+    assert tokenizer.train(TEXTS, 320)[0].to_str() == BPE.to_str()

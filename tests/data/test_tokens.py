@@ -19,7 +19,7 @@ from scaling.recipe import model_of
 
 def stream(corpus):
     """All tokens, read without the code under test."""
-    folder = corpus.tokenizer_dir.parent
+    folder = corpus.preprocessor_dir.parent
     return np.fromfile(folder / "tokens.bin", json.loads((folder / "meta.json").read_text())["dtype"])
 
 
@@ -39,7 +39,7 @@ def test_the_counts_are_those_of_the_text(embedded):
     from transformers import AutoTokenizer
 
     ids = stream(embedded)
-    text = AutoTokenizer.from_pretrained(embedded.tokenizer_dir).decode(ids.tolist(), skip_special_tokens=True)
+    text = AutoTokenizer.from_pretrained(embedded.preprocessor_dir).decode(ids.tolist(), skip_special_tokens=True)
     assert len(text.encode()) == embedded.num_bytes
     assert (ids == END_OF_TEXT_ID).sum() == embedded.num_documents
     assert len(ids) == embedded.num_tokens
@@ -99,10 +99,10 @@ def test_another_text_vocabulary_or_split_is_another_folder(recipe_of, tmp_path,
     assert len(visible(cache)) == 4
     assert wide.train.tokens.dtype == np.uint32
     assert 259 < wide.vocab_size < 70_000  # said, for the text has no more pairs to merge
-    assert wide.train.vocab_size == wide.vocab_size
+    assert wide.train.vocabulary.size == wide.vocab_size
 
 
-@pytest.mark.parametrize("place", ["scaling.data.tokenizer.save", "scaling.data.tokens._sync"])
+@pytest.mark.parametrize("place", ["scaling.data.tokenizer.save", "scaling.data.cache.sync"])
 def test_a_builder_that_dies_leaves_nothing_to_take(recipe_of, tmp_path, text_file, monkeypatch, place):
     def die(*_):
         raise KeyboardInterrupt
@@ -126,12 +126,12 @@ def test_a_builder_that_loses_the_race_uses_the_winners_folder(recipe_of, tmp_pa
     def slow_save(*arguments):
         monkeypatch.undo()
         winners.append(data.prepare(recipe, base=tmp_path, cache=cache))
-        winners.append(winners[0].tokenizer_dir.parent.stat().st_ino)
+        winners.append(winners[0].preprocessor_dir.parent.stat().st_ino)
         save(*arguments)
 
     monkeypatch.setattr(tokens.tokenizer, "save", slow_save)
     loser = data.prepare(recipe, base=tmp_path, cache=cache)
-    assert loser.tokenizer_dir.parent.stat().st_ino == winners[1]
+    assert loser.preprocessor_dir.parent.stat().st_ino == winners[1]
     assert loser.fingerprint == winners[0].fingerprint
     assert len(visible(cache)) == 1
 
@@ -139,7 +139,7 @@ def test_a_builder_that_loses_the_race_uses_the_winners_folder(recipe_of, tmp_pa
 @pytest.mark.parametrize("name", ["tokens.bin", "meta.json", "tokenizer/tokenizer.json"])
 def test_a_truncated_or_missing_file_is_refused_with_the_folder_to_delete(recipe_of, tmp_path, text_file, name):
     recipe, cache = recipe_of(corpus=text_file), tmp_path / "cache"
-    folder = data.prepare(recipe, base=tmp_path, cache=cache).tokenizer_dir.parent
+    folder = data.prepare(recipe, base=tmp_path, cache=cache).preprocessor_dir.parent
     content = (folder / name).read_bytes()
     for damage in (lambda: (folder / name).write_bytes(content[:-2]), (folder / name).unlink):
         damage()

@@ -36,11 +36,13 @@ LAYOUTS = {
 }
 
 
-def reference(recipe, tmp_path, batches=(8,) * 6, seq_lengths=(32,) * 6):
+def reference(recipe, tmp_path, batches=None, seq_lengths=None):
     """The same run in plain torch: the whole batch at once, transformers' logits, torch's AdamW and clipping.
 
     Returns (losses, gradient norms, validation loss after the last step).
     """
+    batches = batches or [recipe.global_batch_size] * recipe.num_steps
+    seq_lengths = seq_lengths or [recipe.data.seq_length] * recipe.num_steps
     corpus = data.prepare(recipe, base=tmp_path, cache=tmp_path / "cache")
     model = models.build(recipe.shape, seed=recipe.seed)
     optimizer = torch.optim.AdamW(
@@ -48,8 +50,8 @@ def reference(recipe, tmp_path, batches=(8,) * 6, seq_lengths=(32,) * 6):
     )
 
     def mean_loss(batch):
-        logits = model(input_ids=batch["input_ids"]).logits
-        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        labels = batch.pop("labels")
+        return F.cross_entropy(model(**batch).logits.flatten(0, -2), labels.flatten())  # where there is a target: -100
 
     losses, norms = [], []
     for step in range(recipe.num_steps):
