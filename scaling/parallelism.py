@@ -27,7 +27,12 @@ class Parallelisms:
         return frozenset(kind for kind, reason in vars(self).items() if not reason)
 
 
-PARALLELISMS: dict[str, Parallelisms] = {name: Parallelisms() for name in FAMILIES}
+_BETWEEN_TWO = "would carry the encoder's output through every stage of the decoder, which is not built"
+_PIPELINE = {
+    name: _BETWEEN_TWO if traits.kind == "encoder-decoder" else "" for name, traits in FAMILIES.items()
+}  # scaling/models/stages.py
+
+PARALLELISMS: dict[str, Parallelisms] = {name: Parallelisms(pipeline=_PIPELINE[name]) for name in FAMILIES}
 
 
 def unsplittable(shape: Shape, strategy: Strategy, seq_length: int) -> tuple[str, str]:
@@ -36,6 +41,8 @@ def unsplittable(shape: Shape, strategy: Strategy, seq_length: int) -> tuple[str
         if reason := getattr(PARALLELISMS[shape.family], kind):
             others = ", ".join(sorted(PARALLELISMS[shape.family].runnable)) or "data parallelism alone"
             return f"{kind} parallelism of a {shape.family} {reason}", f"{kind}_parallel_size 1; {others} works"
+        if kind == "pipeline" and (problem := _no_pipeline(shape, strategy)):
+            return problem
         if fitting := _sizes(kind, shape, seq_length):
             whole, what = fitting
             if whole % size:
@@ -45,6 +52,16 @@ def unsplittable(shape: Shape, strategy: Strategy, seq_length: int) -> tuple[str
                     f"sizes that do: {', '.join(divisors)}",
                 )
     return "", ""
+
+
+def _no_pipeline(shape: Shape, strategy: Strategy) -> tuple[str, str] | None:
+    """As above, of what a pipeline asks beside the family. Micro steps may be fewer than stages, which then wait."""
+    size, stage = strategy.pipeline_parallel_size, strategy.zero_stage
+    if size > shape.num_layers:
+        return f"pipeline_parallel_size {size} exceeds the {shape.num_layers} layers", f"1 to {shape.num_layers}"
+    if stage > 1:  # runtime/pipe/engine.py:67 of DeepSpeed 0.19.8
+        return f"pipeline parallelism does not run at ZeRO stage {stage}", "stages 0 and 1"
+    return None
 
 
 def _sizes(kind: str, shape: Shape, seq_length: int) -> tuple[int, str] | None:

@@ -4,7 +4,7 @@
 samples out of the stream; `micro_batch_indices` says which samples one rank takes in one micro step.
 """
 
-from scaling.data.samples import IGNORED, Split, micro_batch_indices
+from scaling.data.samples import IGNORED, Split, count_targets, micro_batch_indices
 from scaling.data.tokens import Corpus, prepare
 
-__all__ = ["IGNORED", "Corpus", "Split", "micro_batch_indices", "prepare"]
+__all__ = ["IGNORED", "Corpus", "Split", "count_targets", "micro_batch_indices", "prepare"]

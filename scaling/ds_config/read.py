@@ -160,6 +160,8 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
         problems.append(
             f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8"
         )
+    if strategy.pipeline_parallel_size > 1:
+        problems += _not_in_a_pipeline(config, recipe)
     if problems:
         raise FileProblems(
             "ds_config contradicts the recipe", problems, hint="the recipe decides: change one of the two"
@@ -175,6 +177,20 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
         **write.precision_blocks(recipe.precision, strategy),
     }
     return ready, notes
+
+
+def _not_in_a_pipeline(config: dict[str, Any], recipe: Recipe) -> list[str]:
+    """What DeepSpeed 0.19.8 does not do beside stages, or nobody has seen it do."""
+    problems = []
+    if recipe.optimizer.name == "muon":  # runtime/zero/muon/original_muon.py:279 gathers over all ranks
+        problems.append(
+            "pipeline: DeepSpeed's Muon takes all ranks' matrices for the same ones; another optimizer works"
+        )
+    if recipe.precision == "fp16":
+        problems.append("pipeline: fp16 has not been run through it; bf16 and fp32 work")
+    if config.get("wall_clock_breakdown"):
+        problems.append("wall_clock_breakdown: breaks off in a pipeline, whose timers start twice; false works")
+    return problems
 
 
 def _accumulation(recipe: Recipe, micro_batch_size: int, world_size: int) -> int:

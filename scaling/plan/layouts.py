@@ -138,8 +138,6 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
         )
     if layout.pipeline_parallel_size > 1 and stage >= 2:
         return "DeepSpeed's pipeline engine refuses ZeRO stages 2 and 3"
-    if layout.pipeline_parallel_size > 1 and stage == 0:
-        return "at stage 0 DeepSpeed's pipeline engine clips by the first stage's gradient norm alone"
     if layout.sequence_parallel_size > 1 and stage != 3:
         return "below stage 3 DeepSpeed's Ulysses gives gradients that are too large by the sequence-parallel size"
     if layout.expert_parallel_size > 1 and stage == 3:  # runtime/engine.py:2215
