@@ -48,8 +48,9 @@ def reference(recipe, tmp_path, batches=(8,) * 6, seq_lengths=(32,) * 6):
     )
 
     def mean_loss(batch):
-        logits = model(input_ids=batch["input_ids"]).logits
-        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        labels = batch.pop("labels")
+        logits = model(**batch).logits
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
 
     losses, norms = [], []
     for step in range(recipe.num_steps):
