@@ -1,33 +1,58 @@
 """Which parallelisms run for which family, and at which sizes: the one table that planner, checks and runtime read.
 
-A cell is empty where scale/train.py runs the family so, and says why not otherwise. tests/training/test_parallel.py
-trains every empty cell and gets the losses of one rank.
+A cell is empty where scale/train.py runs the family so, and says why not otherwise. tests/parallel trains every
+empty cell and gets the losses of one rank.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from math import gcd
 from typing import Protocol
 
-from scaling.family import FAMILIES
+from scaling.family import FAMILIES, Family
 from scaling.shape import Shape
-
-_NOT_YET = "is not built yet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelisms:
     """Why a family is not split so; an empty string where it is."""
 
-    tensor: str = _NOT_YET
-    pipeline: str = _NOT_YET
-    sequence: str = _NOT_YET
-    expert: str = "needs experts, which its layers have none of"
+    tensor: str = ""
+    pipeline: str = ""
+    sequence: str = ""
+    expert: str = "needs experts, of which its layers have none"
 
     @property
     def runnable(self) -> frozenset[str]:
         return frozenset(kind for kind, reason in vars(self).items() if not reason)
 
 
-PARALLELISMS: dict[str, Parallelisms] = {name: Parallelisms() for name in FAMILIES}
+def _of(family: Family) -> Parallelisms:
+    match family.kind:
+        case "encoder-decoder":
+            return Parallelisms(
+                pipeline="would carry the encoder's output through every stage of the decoder, which is not built",
+                sequence="is not built: its decoder attends to a second sequence",
+            )
+        case "vision":
+            return Parallelisms(sequence="would cut a class token and a square of patches, which no size divides")
+    return Parallelisms(expert="") if family.name == "mixtral" else Parallelisms()
+
+
+PARALLELISMS: dict[str, Parallelisms] = {name: _of(family) for name, family in FAMILIES.items()}
+
+# Why two kinds do not go together (deepspeed 0.19.8).
+_APART: dict[frozenset[str], str] = {
+    frozenset({"tensor", "pipeline"}): "AutoTP puts groups of data and tensor ranks in the place of the pipeline's "
+    "(runtime/engine.py:957), which take stages for data parallel ranks, and the pipeline engine breaks off "
+    "(runtime/pipe/engine.py:103)",
+    frozenset({"tensor", "sequence"}): "AutoTP puts groups of data and tensor ranks in the place of Ulysses' "
+    "(runtime/engine.py:957)",
+    frozenset({"tensor", "expert"}): "experts are cut by tensor parallelism alone here",
+    frozenset({"pipeline", "sequence"}): "a pipeline refuses the mpu that Ulysses needs (__init__.py:582)",
+    frozenset({"pipeline", "expert"}): "AutoEP refuses a pipeline (module_inject/auto_ep_folding.py:203)",
+    frozenset({"sequence", "expert"}): "AutoEP refuses sequence parallel ranks (runtime/engine.py:2220)",
+}  # fmt: skip
 
 
 class Split(Protocol):
@@ -41,34 +66,70 @@ class Split(Protocol):
 
 def not_run(shape: Shape, split: Split) -> str:
     """Why scale/train.py does not split a model of this family in these ways, whatever the sizes."""
-    kinds = list(split.parallelism)
+    kinds = split.parallelism
     for kind in kinds:
         if reason := getattr(PARALLELISMS[shape.family], kind):
             return f"{kind} parallelism of a {shape.family} {reason}"
-    if len(kinds) > 1:
-        return f"{' and '.join(kinds)} parallelism do not go together"
+    for pair, reason in _APART.items():
+        if pair <= set(kinds):
+            return f"{' and '.join(sorted(pair))} parallelism do not go together: {reason}"
     return ""
+
+
+def not_at_stage(split: Split) -> tuple[str, str]:
+    """(why DeepSpeed does not split so at this ZeRO stage, the stages that work); empty strings where it does."""
+    kinds, stage = split.parallelism, split.zero_stage
+    if "pipeline" in kinds and stage > 1:  # runtime/pipe/engine.py:67 of DeepSpeed 0.19.8
+        return f"pipeline parallelism does not run at ZeRO stage {stage}", "stages 0 and 1"
+    return "", ""
 
 
 def unsplittable(shape: Shape, split: Split, seq_length: int) -> tuple[str, str]:
     """(why `shape` cannot be split as asked, what works); empty strings where it can."""
     if reason := not_run(shape, split):
         others = ", ".join(sorted(PARALLELISMS[shape.family].runnable)) or "none of the others"
-        return reason, f"data parallelism works, and of the others: {others}"
+        return reason, f"data parallelism works, and of the others one at a time: {others}"
+    if (problem := not_at_stage(split))[0]:
+        return problem
     for kind, size in split.parallelism.items():
-        if fitting := _sizes(kind, shape, seq_length):
-            whole, what = fitting
+        if kind == "pipeline" and size > shape.num_layers:
+            return f"pipeline_parallel_size {size} exceeds the {shape.num_layers} layers", f"1 to {shape.num_layers}"
+        divided = _divided(kind, shape, seq_length)
+        for what, whole in divided.items():
             if whole % size:
-                divisors = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+                common = gcd(*divided.values())
+                divisors = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
                 return f"{kind}_parallel_size {size} does not divide {what} {whole}", f"sizes that do: {divisors}"
     return "", ""
 
 
-def _sizes(kind: str, shape: Shape, seq_length: int) -> tuple[int, str] | None:
-    """(what a size of this kind must divide, its name)."""
+def _divided(kind: str, shape: Shape, seq_length: int) -> dict[str, int]:
+    """What a size of this kind must divide, by name.
+
+    Not the vocabulary: tensor ranks may have one token more or less. Nor the layers: stages may have one more or less.
+    """
+    heads = {"the key-value heads": shape.num_key_value_heads}
     return {
-        "tensor": (shape.num_key_value_heads, "the key-value heads"),
-        "pipeline": None,
-        "sequence": (shape.num_key_value_heads, "the key-value heads"),
-        "expert": (shape.num_experts, "the experts"),
+        "tensor": heads | {"the intermediate size": shape.intermediate_size},
+        "pipeline": {},
+        "sequence": heads | {"the sequence length": seq_length},
+        "expert": {"the experts": shape.num_experts},
     }[kind]
+
+
+def altered(optimizer: str, dropout: float, precision: str, kinds: Collection[str]) -> str:
+    """What of a recipe would not be itself under parallelism of these kinds, and why; an empty string where all is."""
+    if "tensor" in kinds:
+        if optimizer in ("muon", "adafactor"):
+            return f"optimizer: {optimizer} needs whole matrices, of which tensor parallelism gives each rank a part"
+        if dropout:
+            return (
+                f"dropout: {dropout:g} under tensor parallelism: what every rank computes needs the same mask on all, "
+                "and heads that are cut different ones, but torch draws both from one generator; 0 works"
+            )
+    if "pipeline" in kinds:
+        if optimizer == "muon":  # runtime/zero/muon/original_muon.py:279 of DeepSpeed 0.19.8 gathers over all ranks
+            return "optimizer: DeepSpeed's Muon takes all ranks' matrices for the same ones, and stages have others"
+        if precision == "fp16":
+            return "precision: fp16 has not been run through a pipeline; bf16 and fp32 work"
+    return ""

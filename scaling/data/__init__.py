@@ -9,10 +9,10 @@ from pathlib import Path
 from scaling.data import images, tokens
 from scaling.data.images import Images
 from scaling.data.prepared import Corpus
-from scaling.data.samples import IGNORED, Split, micro_batch_indices
+from scaling.data.samples import IGNORED, Split, count_targets, micro_batch_indices
 from scaling.recipe import Recipe
 
-__all__ = ["IGNORED", "Corpus", "Images", "Split", "micro_batch_indices", "prepare"]
+__all__ = ["IGNORED", "Corpus", "Images", "Split", "count_targets", "micro_batch_indices", "prepare"]
 
 
 def prepare(recipe: Recipe, *, base: Path, cache: Path) -> Corpus:

@@ -196,3 +196,8 @@ def uniform(seed: int, number: int, stream: int, size: int) -> np.ndarray:
     """`size` numbers in [0, 1). Draws count up the counter's low words; `stream` is its high word."""
     raw = np.random.Philox(key=[seed, number], counter=[0, 0, 0, stream]).random_raw(size)
     return (raw >> np.uint64(11)) * 2.0**-53  # 53 bits, what a double holds
+
+
+def count_targets(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Positions of a batch that have one."""
+    return (batch["labels"] != IGNORED).sum()

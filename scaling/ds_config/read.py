@@ -8,7 +8,7 @@ from scaling.ds_config import parallel, write
 from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
 from scaling.files import read_text
 from scaling.optimizers import OPTIMIZERS, unsound
-from scaling.parallelism import unsplittable
+from scaling.parallelism import altered, unsplittable
 from scaling.plan.layouts import offload_ignored
 from scaling.recipe import Recipe
 from scaling.strategy import Offload, Strategy, bucket_size
@@ -160,6 +160,10 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
         problems.append(
             f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8"
         )
+    if reason := altered(recipe.optimizer.name, recipe.dropout, recipe.precision, strategy.parallelism):
+        problems.append(reason)
+    if strategy.pipeline_parallel_size > 1 and config.get("wall_clock_breakdown"):
+        problems.append("wall_clock_breakdown: breaks off in a pipeline, whose timers start twice; false works")
     if problems:
         raise FileProblems(
             "ds_config contradicts the recipe", problems, hint="the recipe decides: change one of the two"

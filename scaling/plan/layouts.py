@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scaling.hardware import Cluster
 from scaling.optimizers import unsound
-from scaling.parallelism import not_run, unsplittable
+from scaling.parallelism import altered, not_at_stage, not_run, unsplittable
 from scaling.recipe import Recipe
 from scaling.shape import Shape
 from scaling.strategy import Checkpointing, Offload, family_name, parallelism
@@ -143,10 +143,10 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
             f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
             "so its loss would differ from every other stage's"
         )
-    if layout.pipeline_parallel_size > 1 and stage >= 2:
-        return "DeepSpeed's pipeline engine refuses ZeRO stages 2 and 3"
-    if layout.pipeline_parallel_size > 1 and stage == 0:
-        return "at stage 0 DeepSpeed's pipeline engine clips by the first stage's gradient norm alone"
+    if reason := altered(recipe.optimizer.name, recipe.dropout, recipe.precision, layout.kinds):
+        return reason
+    if reason := not_at_stage(layout)[0]:
+        return reason
     if layout.sequence_parallel_size > 1 and stage != 3:
         return "below stage 3 DeepSpeed's Ulysses gives gradients that are too large by the sequence-parallel size"
     if layout.expert_parallel_size > 1 and stage == 3:  # runtime/engine.py:2215

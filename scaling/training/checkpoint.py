@@ -332,7 +332,10 @@ def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[Manifest, s
 
 
 def _is_of(found: Manifest, strategy: Strategy) -> bool:
-    return (found.world_size, found.zero_stage) == (strategy.data_parallel_size, strategy.zero_stage)
+    """Whether it was written in this layout, as far as a manifest says."""
+    sizes = ("pipeline_parallel_size",)
+    alike = all(found.plan.get(size, 1) == getattr(strategy, size) for size in sizes)
+    return alike and (found.world_size, found.zero_stage) == (strategy.world_size, strategy.zero_stage)
 
 
 def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:

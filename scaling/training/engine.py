@@ -17,7 +17,7 @@ from scaling.errors import ScaleError
 from scaling.optim import layout
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
-from scaling.training import optimizer
+from scaling.training import optimizer, pipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,7 +38,11 @@ def make_engine(
     initialised = strategy.zero_stage < 3 or dist.get_rank() == 0
     model = _model(recipe, say, reads=not resumes, initialised=initialised)
     models.checkpoint_layers(model, strategy.activation_checkpointing, dropout=recipe.dropout)
-    wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
+    wrapped: nn.Module
+    if strategy.pipeline_parallel_size > 1:
+        wrapped = pipeline.stage_of(model, recipe, strategy)
+    else:
+        wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     optimizer.require_kernel(recipe, strategy)
     ours = optimizer.make(recipe.optimizer, wrapped)
     groups = optimizer.parameter_groups(wrapped, recipe.optimizer.weight_decay)
@@ -47,6 +51,9 @@ def make_engine(
     # Without one of ours DeepSpeed makes it, by the ds_config.
     what = {"model_parameters": groups} if ours is None else {"optimizer": ours}
     engine, *_ = deepspeed.initialize(model=wrapped, config=config, **what)
+    if pipeline.is_pipelined(engine):
+        # Its own, at stage 0, takes the norm of the first stage's gradients for that of all: docs/upstream.
+        engine.clip_fp32_gradients = partial(_clip_over_stages, engine)
     layout.require_aligned_shards(engine.optimizer)
     if ours is not None:
         optimizer.attach(ours, engine)
@@ -111,12 +118,12 @@ def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
     next step, which differs where fp16 has just moved it (zero/stage3.py:step).
     """
     if engine.zero_optimization_stage() == 0:
-        norms = [norm(p.grad) for p in engine.module.parameters() if p.grad is not None]
-        engine.step()
-        return norm(torch.stack(norms))
+        total = _stage_0_norm(engine)
+        _step(engine)
+        return total
     scale = loss_scale(engine)
     try:
-        engine.step()
+        _step(engine)
     except Exception as error:  # 0.19.8, runtime/fp16/loss_scaler.py:258 raises no type of its own
         if "loss scale already at minimum" in str(error):
             raise LossScaleAtFloor(
@@ -125,6 +132,33 @@ def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
         raise
     found = engine.get_global_grad_norm()
     return found * loss_scale(engine) / scale if engine.zero_optimization_stage() == 3 else found
+
+
+def _step(engine: Any) -> None:
+    """The update of the weights by what was accumulated, or what DeepSpeed does instead."""
+    if pipeline.is_pipelined(engine):
+        engine._exec_optimizer_step()
+    else:
+        engine.step()
+
+
+def _stage_0_norm(engine: Any) -> torch.Tensor:
+    """The global gradient norm where every rank, or every stage of a pipeline, has the whole of its gradient."""
+    own = [norm(p.grad) for p in engine.module.parameters() if p.grad is not None and not pipeline.is_copy(p)]
+    total = norm(torch.stack(own))
+    if pipeline.is_pipelined(engine):
+        squares = total.square()
+        dist.all_reduce(squares, group=engine.grid.get_pipe_parallel_group())
+        total = squares.sqrt()
+    return total
+
+
+def _clip_over_stages(engine: Any) -> None:
+    """Scales gradients whose norm over all stages is too large, as torch.nn.utils.clip_grad_norm_ does."""
+    factor = (engine.gradient_clipping() / (_stage_0_norm(engine) + 1e-6)).clamp(max=1.0)
+    for parameter in engine.module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
 
 
 class LossScaleAtFloor(Exception):
@@ -148,14 +182,16 @@ def discard_gradients(engine: Any) -> None:
         case "BF16_Optimizer":
             shown = [(wrapper, "get_grads_for_norm", ([infinite], {}))]
         case _:
-            shown = [(engine, "clip_fp32_gradients", None), (wrapper, "step", None)]
+            shown = [(wrapper, "step", None)]
+            if not pipeline.is_pipelined(engine):  # whose own clipping stands in that place, and harms nothing
+                shown.append((engine, "clip_fp32_gradients", None))
     scaler = vars(wrapper.loss_scaler) if engine.fp16_enabled() else {}
     before = dict(scaler)
     scaler |= {"cur_hysteresis": 2} if scaler else {}  # so that a scale at its floor is no error
     for owner, name, answer in shown:
         setattr(owner, name, partial(_answered, answer))
     try:
-        engine.step()
+        _step(engine)
     finally:
         for owner, name, _ in shown:
             delattr(owner, name)

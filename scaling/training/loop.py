@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from scaling import course
-from scaling.data import IGNORED, Corpus, micro_batch_indices
+from scaling.data import IGNORED, Corpus, count_targets, micro_batch_indices
 from scaling.errors import Stopped
 from scaling.manifest import NoCheckpoint, step_of, steps
 from scaling.recipe import Recipe
@@ -30,6 +31,7 @@ from scaling.training.guards import Judge, Judgement, unhealthy
 from scaling.training.memory import MemoryGauge
 from scaling.training.noise_scale import GradientNoise
 from scaling.training.optimizer import set_learning_rate
+from scaling.training.pipeline import Pipelined, is_pipelined
 from scaling.training.progress import Talk
 from scaling.training.ranks import Ranks, place_of
 from scaling.training.schedule import learning_rate
@@ -39,6 +41,7 @@ from scaling.training.watch import Watch
 from scaling.training.watchdog import Watchdog
 
 Batch = dict[str, torch.Tensor]
+_SAMPLES_OF_A_STAGE = 1 << 28  # sixteen stages keep apart in 32 bits, for so many samples each
 
 
 @dataclass(kw_only=True)
@@ -69,6 +72,14 @@ class Training:
     num_written: int = 0
     last_save: dict[str, float] = field(default_factory=dict)  # goes into the next line of metrics
     peaks: list[int] = field(default_factory=list)  # bytes, by rank
+
+    def __post_init__(self) -> None:
+        if is_pipelined(self.engine):
+            self.passes: Pipelined | Plain = Pipelined(
+                self.engine, self.begin_micro_step, self.noise.of_micro_batch, self.watch.clock.lap
+            )
+        else:
+            self.passes = Plain(engine=self.engine, micro_step=self.micro_step, laps=self.watch.clock.lap)
 
     def run(self) -> None:
         """Trains from `step` to `stop_step`, evaluating and saving as the recipe says, and at the end.
@@ -154,25 +165,18 @@ class Training:
         lr = learning_rate(self.recipe, self.step + 1)
         set_learning_rate(engine, lr)
         now = course.at(self.recipe, self.step)
-        *micro_batches, last = self.micro_batches(now)
+        micro_batches = list(self.micro_batches(now))
         clock.lap("data")
         # The loss is the sum over targets divided by their global number. DeepSpeed averages over ranks, which
         # multiplying by their number undoes; so no split of the batch changes the gradient.
-        counted = ranks.summed(sum(count_targets(batch) for _, batch in (*micro_batches, last)))
+        counted = ranks.summed(sum(count_targets(batch) for _, batch in micro_batches))
         num_targets = counted / self.strategy.model_parallel_size  # whose ranks count the same ones
         scale = gradient_divisor(self.strategy) / num_targets
         # Of the loss, of what the noise scale asks of a micro batch, of ranks asked to stop, and of those that wrote.
         sums = torch.zeros(4, device=ranks.device)
-        # Left to itself DeepSpeed takes a step at each multiple of the configured accumulation, which a ramp varies
-        # (0.19.8, runtime/engine.py:is_gradient_accumulation_boundary).
-        engine.set_gradient_accumulation_boundary(False)
-        for first_sample, batch in micro_batches:
-            sums[:2] += self.micro_step(first_sample, batch, scale)
-            engine.step()  # counts the micro step; the engine accumulates
-            clock.lap("optimizer")
-        engine.set_gradient_accumulation_boundary(True)
-        with self.gauge.watching(engine.module, on=watch_memory):
-            sums[:2] += self.micro_step(*last, scale)
+        with ExitStack() as watched:
+            measure = partial(self.gauge.watching, engine.module, on=watch_memory)
+            sums[:2] = self.passes.accumulate(micro_batches, scale, lambda: watched.enter_context(measure()))
             self.watchdog.doing(f"step {self.step + 1}, adding up over ranks")
             told = [bool(self.request.name), self.saver.is_written]
             sums[2:] = torch.tensor(told, dtype=sums.dtype, device=sums.device)
@@ -186,10 +190,13 @@ class Training:
         values = {"loss": loss, "lr": lr, "grad_norm": float(grad_norm)}
         return values | self.noise.of_step(squares, scale, grad_norm, now.global_batch_size)
 
-    def micro_step(self, first_sample: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
-        """Forward and backward of one micro batch: its summed loss, and what the noise scale asks of it."""
+    def begin_micro_step(self, first_sample: int) -> None:
         self.watchdog.doing(f"step {self.step + 1}, a micro step")
         self.seed_dropout(first_sample)
+
+    def micro_step(self, first_sample: int, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+        """Forward and backward of one micro batch: its summed loss, and what the noise scale asks of it."""
+        self.begin_micro_step(first_sample)
         clock = self.watch.clock
         clock.lap("rest")
         loss = self.engine(**batch)
@@ -287,10 +294,11 @@ class Training:
         """Makes dropout a function of the position in the data, so that a resumed run draws the same masks.
 
         No two micro batches of a run share their first sample. torch's CPU generator takes the low 32 bits of a seed,
-        which an odd factor keeps apart.
+        which an odd factor keeps apart. A stage of a pipeline draws as of samples far on.
         """
         if self.recipe.dropout:
-            torch.manual_seed(self.recipe.seed + 1_000_003 * first_sample)
+            stage = place_of(self.ranks.rank, self.strategy).pipeline
+            torch.manual_seed(self.recipe.seed + 1_000_003 * (first_sample + stage * _SAMPLES_OF_A_STAGE))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -307,7 +315,7 @@ class Training:
             batch = validation.batch([min(index, total - 1) for index in indices])
             batch["labels"][[index >= total for index in indices]] = IGNORED
             batch = self.moved(batch)
-            sums += torch.stack([self.engine(**batch).double(), count_targets(batch).double()])
+            sums += self.passes.evaluate(batch)
             self.num_asked = int(ranks.summed(torch.tensor(float(bool(self.request.name)), device=ranks.device)))
             if self.num_asked:
                 break
@@ -369,5 +377,37 @@ class Training:
         }
 
 
-def count_targets(batch: Batch) -> torch.Tensor:
-    return (batch["labels"] != IGNORED).sum()
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """How a rank that runs the whole model makes the gradients of a global batch, and evaluates.
+
+    Pipelined, in scaling/training/pipeline.py, does so by stages.
+    """
+
+    engine: Any
+    micro_step: Callable[[int, Batch, torch.Tensor], torch.Tensor]
+    laps: Callable[[str], None]
+
+    def accumulate(
+        self, micro_batches: list[tuple[int, Batch]], scale: torch.Tensor, before_last: Callable[[], Any]
+    ) -> torch.Tensor:
+        """Makes the gradient of the loss times `scale` over all ranks' micro batches: what micro_step returned, summed.
+
+        `before_last` is called before the last micro batch's forward.
+        """
+        *others, last = micro_batches
+        sums = torch.zeros(2, device=scale.device)
+        # Left to itself DeepSpeed takes a step at each multiple of the configured accumulation, which a ramp varies
+        # (0.19.8, runtime/engine.py:is_gradient_accumulation_boundary).
+        self.engine.set_gradient_accumulation_boundary(False)
+        for first_sample, batch in others:
+            sums += self.micro_step(first_sample, batch, scale)
+            self.engine.step()  # counts the micro step; the engine accumulates
+            self.laps("optimizer")
+        self.engine.set_gradient_accumulation_boundary(True)
+        before_last()
+        return sums + self.micro_step(*last, scale)
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """[summed loss, targets] of a batch."""
+        return torch.stack([self.engine(**batch).double(), count_targets(batch).double()])

@@ -17,21 +17,26 @@ import torch
 from scaling.batch.noise_scale import of_run, signal_and_noise
 from scaling.strategy import Strategy
 from scaling.training.engine import loss_scale, row_norms
+from scaling.training.pipeline import is_pipelined, named_parameters
 
 
 class GradientNoise:
-    """Measures while `engine` trains. Where a step is one micro batch there is nothing to compare, and it does not."""
+    """Measures while `engine` trains, or says `why_not`: a step of one micro batch has nothing to compare."""
 
     def __init__(self, engine: Any, strategy: Strategy, device: torch.device) -> None:
         self.engine, self.device = engine, device
         self.world_size = strategy.data_parallel_size
         self.small_batch = strategy.micro_batch_size
-        self.measures = self.small_batch < strategy.global_batch_size
+        self.why_not = ""
+        if self.small_batch == strategy.global_batch_size:
+            self.why_not = "a step being one micro batch on one rank; two would do"
+        elif is_pipelined(engine) and engine.module.has_shared_weights:
+            # Each end sees its part of that weight's gradient, and the parts' norms do not say that of their sum.
+            self.why_not = "the head's weight being the embedding's, on another stage of the pipeline"
         self._norms: list[tuple[str, torch.Tensor]] = []  # of this backward so far
         self._of_step: list[tuple[list[tuple[str, int]], torch.Tensor]] = []  # ([(name, norms)], all of them in fp32)
-        for name, parameter in engine.module.named_parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(partial(self._note, name))
+        for name, parameter in named_parameters(engine).items():
+            parameter.register_hook(partial(self._note, name))
 
     def _note(self, name: str, gradient: torch.Tensor) -> None:
         self._norms.append((name, row_norms(gradient)))
@@ -69,7 +74,7 @@ class GradientNoise:
         micro batches the small batch also where masking or padding makes the n_m differ.
         """
         small_squared, big_squared = float(summed / (scale * self.world_size)), float(big_norm) ** 2
-        compares = self.measures and self.small_batch < big_batch
+        compares = not self.why_not and self.small_batch < big_batch
         if not compares or not math.isfinite(small_squared + big_squared):
             return {}
         signal, noise = signal_and_noise(
@@ -82,7 +87,7 @@ class GradientNoise:
 
     def report(self, lines: Iterable[Mapping[str, Any]], seq_length: int) -> str:
         """What the run's metrics say of its noise scale, or why they say nothing."""
-        if not self.measures:
-            return "gradient noise scale: not measured, a step being one micro batch on one rank; two would do"
+        if self.why_not:
+            return f"gradient noise scale: not measured, {self.why_not}"
         found = of_run(lines)
         return found.sentence(seq_length) if found else "gradient noise scale: 40 steps are needed for an interval"

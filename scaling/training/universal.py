@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from scaling import manifest
 from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.optim import layout
+from scaling.training.pipeline import is_copy, is_pipelined, named_parameters
 from scaling.training.shards import load as load_shard
 
 MAP = "layout.json"
@@ -35,10 +36,13 @@ _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def describe(engine: Any) -> dict[str, Any] | None:
-    """The map of this rank's shard; None where parameters are cut by more than ZeRO, or in a way that is not known."""
-    if engine.dp_world_size != dist.get_world_size() or engine.has_moe_layers:
+    """The map of this rank's shard; None where parameters are cut by more than ZeRO, or in a way that is not known.
+
+    Stages of a pipeline have parameters of their own, and a weight that two of them have is of the first's.
+    """
+    if engine.dp_world_size * _num_stages(engine) != dist.get_world_size() or engine.has_moe_layers:
         return None
-    trained = _trained(engine)
+    trained = named_parameters(engine)
     try:
         vectors = layout.held(engine, trained)
     except ScaleError:
@@ -51,9 +55,13 @@ def describe(engine: Any) -> dict[str, Any] | None:
         "counters": {name: getattr(engine, name) for name in _COUNTERS},
         "loss_scale": float(wrapper.loss_scale) if engine.fp16_enabled() else None,
         "shard": {
-            "file": _file(engine),
+            **_files(engine),
             "vectors": [
-                {name: [piece.start, piece.stop, piece.offset] for name, piece in vector.pieces.items()}
+                {
+                    name: [piece.start, piece.stop, piece.offset]
+                    for name, piece in vector.pieces.items()
+                    if not is_copy(trained[name])
+                }
                 for vector in vectors
             ],
         },
@@ -67,11 +75,12 @@ def whole_map(engine: Any) -> str | None:
     dist.all_gather_object(everyones, mine)
     if mine is None or None in everyones:
         return None
-    shards = [each["shard"] for each in everyones]
-    if all(shard == shards[0] for shard in shards):  # every rank has everything, and the first one's is written
-        del shards[1:]
+    shards: list[Any] = []
+    for each in everyones:  # ranks that have the same have it written once
+        shards += [each["shard"]] if each["shard"] not in shards else []
+    shapes = {name: shape for each in everyones for name, shape in each["shapes"].items()}
     del mine["shard"]
-    return json.dumps({**mine, "shards": shards})
+    return json.dumps({**mine, "shapes": shapes, "shards": shards})
 
 
 def buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -80,15 +89,20 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
-def _trained(engine: Any) -> dict[str, Tensor]:
-    return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+def _num_stages(engine: Any) -> int:
+    return engine.num_stages if is_pipelined(engine) else 1
 
 
-def _file(engine: Any) -> str:
-    """Where DeepSpeed has this rank write what its optimizer steps (0.19.8, runtime/engine.py:4319)."""
-    if engine.zero_optimization_stage() == 0:
-        return "mp_rank_00_model_states.pt"
-    return f"{'bf16_' * engine.bfloat16_enabled()}zero_pp_rank_{dist.get_rank()}_mp_rank_00_optim_states.pt"
+def _files(engine: Any) -> dict[str, str]:
+    """Where DeepSpeed has this rank write what its optimizer steps (0.19.8, runtime/engine.py:4319), and at stage 0 of
+    a pipeline the weights, by stage (runtime/pipe/module.py:599).
+    """
+    if engine.zero_optimization_stage() > 0:
+        return {"file": Path(engine._get_zero_ckpt_name("", "")).name}
+    files = {"file": Path(engine._get_ckpt_name("", "")).name}
+    if is_pipelined(engine):
+        files["weights"] = Path(engine.module.ckpt_layer_path("", 0)).name
+    return files
 
 
 # Reading
@@ -163,15 +177,20 @@ class Saved:
 
     def _enter(self, checkpoint: Path, shard: dict[str, Any]) -> list[str]:
         """Takes in what a shard has; what is wrong with it."""
-        path = checkpoint / shard["file"]
-        if shard["file"] not in self._named:
-            return [f"{shard['file']} is not named in {manifest.NAME}"]
-        try:
-            content = load_shard(path, map_location="cpu", mmap=True)
-        except FileNotFoundError:
-            return [f"{path.name} is missing"]
-        except Exception as error:  # torch has no type of its own for a damaged file
-            return [f"{path.name} cannot be read: {str(error).splitlines()[0]}"]
+        contents = {}
+        for key in ("file", "weights"):
+            if key not in shard:
+                continue
+            path = checkpoint / shard[key]
+            if shard[key] not in self._named:
+                return [f"{shard[key]} is not named in {manifest.NAME}"]
+            try:
+                contents[key] = load_shard(path, map_location="cpu", mmap=True)
+            except FileNotFoundError:
+                return [f"{path.name} is missing"]
+            except Exception as error:  # torch has no type of its own for a damaged file
+                return [f"{path.name} cannot be read: {str(error).splitlines()[0]}"]
+        content = contents["file"] | ({"module": contents["weights"]} if "weights" in shard else {})
         try:
             masters, states_of = _FORMATS.get(self.map["wrapper"], _plain)(content, shard["vectors"])
             pairs = list(zip(shard["vectors"], masters, strict=True))
@@ -240,8 +259,10 @@ def _unfused(content: Any, pieces: Any) -> _Vectors:
 
 
 def _plain(content: Any, pieces: Any) -> _Vectors:
-    """Stage 0 in fp32: the model's parameters are what is stepped."""
-    return [content["module"][name] for names in pieces for name in names], content["optimizer"]["state"]
+    """Stage 0 in fp32: the model's parameters are what is stepped; a pipeline's copies are read on another stage."""
+    nothing = torch.empty(0)
+    masters = [content["module"][name] if (name := next(iter(names), "")) else nothing for names in pieces]
+    return masters, content["optimizer"]["state"]
 
 
 _FORMATS: dict[str, Callable[[Any, Any], _Vectors]] = {
@@ -263,9 +284,9 @@ def is_laid_out_alike(engine: Any, checkpoint: Path) -> bool:
     saved, mine = read_map(checkpoint), describe(engine)
     alike = saved is None and mine is None
     if saved and mine:
-        shards = saved["shards"]
-        alike = shards[dist.get_rank() % len(shards)] == mine["shard"]
-        alike = alike and all(saved[key] == mine[key] for key in ("wrapper", "optimizer", "shapes"))
+        alike = mine["shard"] in saved["shards"]
+        alike = alike and all(saved[key] == mine[key] for key in ("wrapper", "optimizer"))
+        alike = alike and all(saved["shapes"].get(name) == shape for name, shape in mine["shapes"].items())
     everyones: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, alike)
     return all(everyones)
@@ -281,11 +302,12 @@ def load(engine: Any, checkpoint: Path) -> None:
     saved, wrapper = Saved(checkpoint), engine.optimizer
     saved.require_movable()
     optimizer = getattr(wrapper, "optimizer", wrapper)
-    trained = _trained(engine)
-    if trained.keys() != saved.shapes.keys():
-        raise InputError(
-            "resume", str(checkpoint), f"has other parameters: {sorted(trained.keys() ^ saved.shapes.keys())}"
-        )
+    trained = named_parameters(engine)
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, list(trained))
+    names = {name for each in everyones for name in each}
+    if names != saved.shapes.keys():
+        raise InputError("resume", str(checkpoint), f"has other parameters: {sorted(names ^ saved.shapes.keys())}")
     at_stage_3 = engine.zero_optimization_stage() == 3
     if at_stage_3:
         wrapper.checkpoint_event_prologue()  # releases what is gathered, which would stay as it was

@@ -127,7 +127,8 @@ def _unused_in_pipeline(view: View) -> Iterator[Hit]:
     for name, default in _UNUSED.items():
         if isinstance(block, dict) and name in block and block[name] != default:
             mend = "an argument of PipelineModule: num_stages, partition_method, seed_layers"
-            yield Hit(path=("pipeline", name), says=f"{shown(block[name])}, which nothing uses", mend=mend)
+            user = "scale/train.py uses and DeepSpeed does not" if name == "stages" else "nothing uses"
+            yield Hit(path=("pipeline", name), says=f"{shown(block[name])}, which {user}", mend=mend)
 
 
 def _sequence_below_3(view: View) -> Iterator[Hit]:
