@@ -8,7 +8,7 @@ from scaling.ds_config import parallel, write
 from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
 from scaling.files import read_text
 from scaling.optimizers import OPTIMIZERS, unsound
-from scaling.parallelism import unsplittable
+from scaling.parallelism import altered, unsplittable
 from scaling.plan.layouts import offload_ignored
 from scaling.recipe import Recipe
 from scaling.strategy import Offload, Strategy, bucket_size
@@ -153,6 +153,8 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     problems = _contradictions(config, recipe, strategy)
     if reason := unsound(recipe.optimizer.name, strategy.zero_stage, strategy.offload_optimizer):
         problems.append(f"zero_optimization: {reason}")
+    if reason := altered(recipe.optimizer.name, recipe.dropout, strategy.parallelism):
+        problems.append(reason)
     scattered = strategy.zero_stage > 0 and _block(config, "zero_optimization").get("reduce_scatter", True)
     if scattered and OPTIMIZERS[recipe.optimizer.name].all_reduces:
         problems.append("zero_optimization.reduce_scatter: DeepSpeed 0.19.8 loses Muon's gradients; false works")
@@ -172,6 +174,7 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
         "gradient_accumulation_steps": steps,
         "gradient_clipping": recipe.gradient_clipping,
         **ours,
+        **parallel.blocks(recipe.shape, strategy),
         **write.precision_blocks(recipe.precision, strategy),
     }
     return ready, notes
@@ -206,6 +209,7 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
         "optimizer": write.optimizer_block(recipe, strategy),
         "scheduler": write.scheduler_block(recipe),
         "train_batch_size": recipe.global_batch_size,
+        "tensor_parallel": parallel.blocks(recipe.shape, strategy).get("tensor_parallel", {"autotp_size": 1}),
     }
     if "optimizer" in config and expected["optimizer"] is None:
         name = recipe.optimizer.name

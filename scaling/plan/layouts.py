@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from scaling.hardware import Cluster
 from scaling.optimizers import unsound
+from scaling.parallelism import altered
 from scaling.recipe import Recipe
 from scaling.shape import Shape
 from scaling.strategy import Checkpointing, Offload, family_name, parallelism
@@ -130,6 +131,8 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
     """Why DeepSpeed 0.19.8 would refuse a layout or do something else than asked; an empty string where neither."""
     stage = layout.zero_stage
     if reason := unsound(recipe.optimizer.name, stage, layout.offload_optimizer):
+        return reason
+    if reason := altered(recipe.optimizer.name, recipe.dropout, layout.kinds):
         return reason
     if stage == 0 and recipe.precision != "fp32":
         return (

@@ -7,23 +7,28 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import groups as deepspeeds_groups
 from torch import nn
 
 from scaling import models
 from scaling.optim import layout
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
-from scaling.training import optimizer
+from scaling.training import optimizer, parts, tensor
+from scaling.training.ranks import place_of
 
 
 def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> Any:
     """A DeepSpeedEngine around the recipe's model and loss; `config` comes from ds_config.reconcile."""
-    # At stage 3 the first rank's weights are broadcast as they are sharded: only there must they be.
-    initialised = strategy.zero_stage < 3 or dist.get_rank() == 0
+    # At stage 3 the weights of the first of those that share them are broadcast as they are sharded: only there must
+    # they be.
+    initialised = strategy.zero_stage < 3 or place_of(dist.get_rank(), strategy).data == 0
     model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed, initialised=initialised)
     models.checkpoint_layers(model, strategy.activation_checkpointing, dropout=recipe.dropout)
     wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     optimizer.require_kernel(recipe, strategy)
+    if strategy.tensor_parallel_size > 1:
+        tensor.split(wrapped, recipe.shape, config, initialised=initialised)
     ours = optimizer.make(recipe.optimizer, wrapped)
     groups = optimizer.parameter_groups(wrapped, recipe.optimizer.weight_decay)
     if strategy.zero_stage == 3:
@@ -47,7 +52,8 @@ def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any], *, init
     for parameter in module.parameters():
         # What was never written is not read either: that would give it memory.
         parameter.data = parameter.data.to(dtype) if initialised else torch.empty_like(parameter.data, dtype=dtype)
-    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    shares = deepspeeds_groups.get_data_parallel_group() if parts.size() > 1 else None
+    deepspeed.zero.Init(module=module, data_parallel_group=shares, config_dict_or_path=config)
 
 
 def gradient_divisor(strategy: Strategy) -> int:
@@ -68,9 +74,10 @@ def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
     next step, which differs where fp16 has just moved it (zero/stage3.py:step).
     """
     if engine.zero_optimization_stage() == 0:
-        norms = [norm(p.grad) for p in engine.module.parameters() if p.grad is not None]
+        named = [p for p in engine.module.parameters() if p.grad is not None and parts.counted_here(p)]
+        found = norm(torch.stack([norm(p.grad) for p in named]))
         engine.step()
-        return norm(torch.stack(norms))
+        return parts.norm_over_parts(found)
     scale = loss_scale(engine)
     try:
         engine.step()
