@@ -330,7 +330,8 @@ def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[Manifest, s
 
 
 def _is_of(found: Manifest, strategy: Strategy) -> bool:
-    return (found.world_size, found.zero_stage) == (strategy.data_parallel_size, strategy.zero_stage)
+    then = found.world_size, found.zero_stage, found.plan.get("tensor_parallel_size", 1)
+    return then == (strategy.world_size, strategy.zero_stage, strategy.tensor_parallel_size)
 
 
 def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:

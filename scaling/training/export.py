@@ -52,7 +52,7 @@ def _weights(source: Path) -> dict[str, torch.Tensor]:
     """The fp32 weights of a checkpoint by name: where it was trained in 16 bit, their master copy."""
     if universal.read_map(source, "run"):
         saved = universal.Saved(source, "run")
-        return {name: saved.weight(name) for name in saved.shapes}
+        return {name: saved.whole(name) for name in saved.names}
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars and banners

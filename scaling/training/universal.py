@@ -21,6 +21,7 @@ from torch import Tensor
 from scaling import manifest
 from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.optim import layout
+from scaling.training import parts
 from scaling.training.shards import load as load_shard
 
 MAP = "layout.json"
@@ -34,8 +35,10 @@ _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def describe(engine: Any) -> dict[str, Any] | None:
-    """The map of this rank's shard; None where parameters are cut by more than ZeRO, or in a way that is not known."""
-    if engine.dp_world_size != dist.get_world_size() or engine.has_moe_layers:
+    """The map of this rank's shard; None where parameters are cut by more than ZeRO and tensor parallelism, or in a way
+    that is not known.
+    """
+    if engine.dp_world_size * parts.size() != dist.get_world_size() or engine.has_moe_layers:
         return None
     trained = _trained(engine)
     try:
@@ -47,6 +50,7 @@ def describe(engine: Any) -> dict[str, Any] | None:
         "wrapper": type(wrapper).__name__,
         "optimizer": type(getattr(wrapper, "optimizer", wrapper)).__name__,
         "shapes": {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained.items()},
+        "tensor": {"size": parts.size(), "cuts": _cuts(engine)},
         "counters": {name: getattr(engine, name) for name in _COUNTERS},
         "loss_scale": float(wrapper.loss_scale) if engine.fp16_enabled() else None,
         "shard": {
@@ -66,22 +70,37 @@ def whole_map(engine: Any) -> str | None:
     dist.all_gather_object(everyones, mine)
     if mine is None or None in everyones:
         return None
-    shards = [each["shard"] for each in everyones]
-    if all(shard == shards[0] for shard in shards):  # every rank has everything, and the first one's is written
-        del shards[1:]
+    shards, group = [each["shard"] for each in everyones], everyones[: parts.size()]
+    of_group = shards[: len(group)]
+    if shards == of_group * (len(shards) // len(group)):  # each has everything, and what the first ones have is written
+        shards = of_group
+    shapes = {name: shape for each in group for name, shape in each["shapes"].items()}
     del mine["shard"]
-    return json.dumps({**mine, "shards": shards})
+    return json.dumps({**mine, "shapes": shapes, "shards": shards})
 
 
 def _trained(engine: Any) -> dict[str, Tensor]:
-    return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    """By name. What tensor parallelism gives another rank is another parameter, its name followed by the rank."""
+    own = _on(parts.rank())
+    return {name + own: p for name, p in engine.module.named_parameters() if p.requires_grad}
+
+
+def _on(rank: int) -> str:
+    return f"@{rank}" if rank else ""
+
+
+def _cuts(engine: Any) -> dict[str, list[Any]]:
+    """How tensor parallelism cuts the parameters that it does, by their plain names."""
+    cuts = {name: parts.cut_of(p) for name, p in engine.module.named_parameters() if p.requires_grad}
+    return {name: list(cut) for name, cut in cuts.items() if cut}
 
 
 def _file(engine: Any) -> str:
     """Where DeepSpeed has this rank write what its optimizer steps (0.19.8, runtime/engine.py:4319)."""
     if engine.zero_optimization_stage() == 0:
-        return "mp_rank_00_model_states.pt"
-    return f"{'bf16_' * engine.bfloat16_enabled()}zero_pp_rank_{dist.get_rank()}_mp_rank_00_optim_states.pt"
+        return f"mp_rank_{parts.rank():02d}_model_states.pt"
+    data, prefix = dist.get_rank() // parts.size(), "bf16_" * engine.bfloat16_enabled()
+    return f"{prefix}zero_pp_rank_{data}_mp_rank_{parts.rank():02d}_optim_states.pt"
 
 
 # Reading
@@ -110,6 +129,9 @@ class Saved:
                 field, str(checkpoint), f"has no {MAP}, and can be read only by the layout that wrote it",
                 hint="NVMe, partial offload and earlier versions write such checkpoints",
             )  # fmt: skip
+        self.tensor_size = int(self.map["tensor"]["size"])
+        self._cuts = {name: parts.Cut(*cut) for name, cut in self.map["tensor"]["cuts"].items()}
+        self._whole: tuple[tuple[str, str], Tensor] | None = None  # the last that was put together
         self.shapes = {name: torch.Size(shape) for name, shape in self.map["shapes"].items()}
         self.states: dict[str, torch.dtype] = {}
         self.numbers: dict[str, float] = {}  # states of a whole vector: the step
@@ -149,10 +171,27 @@ class Saved:
                 hint="resume on as many ranks, at the same ZeRO stage and with the optimizer where it was",
             )
 
-    def weight(self, name: str) -> Tensor:
-        tensor = torch.empty(self.shapes[name], dtype=self._places[name][0].vector[MASTER].dtype)
-        self.fill(tensor.view(-1), name, MASTER)
-        return tensor
+    @property
+    def names(self) -> list[str]:
+        """Of whole parameters, as transformers has them."""
+        return [name for name in self.shapes if "@" not in name]
+
+    def whole(self, name: str, key: str = MASTER) -> Tensor:
+        """The weight of `name`, or a state of its shape, as transformers keeps it: put together over tensor ranks."""
+        cut, pieces = self._cuts.get(name), []
+        for rank in range(self.tensor_size if cut else 1):
+            mine = name + _on(rank)
+            dtype = self.states[key] if key in self.states else self._places[mine][0].vector[MASTER].dtype
+            pieces.append(torch.empty(self.shapes[mine], dtype=dtype))
+            self.fill(pieces[-1].view(-1), mine, key)
+        return parts.joined(pieces, cut)
+
+    def fill_part(self, target: Tensor, name: str, key: str, offset: int, cut: parts.Cut | None) -> None:
+        """`fill` for this rank of another tensor parallel size, which cuts `name` as `cut` says."""
+        plain = name.partition("@")[0]
+        if self._whole is None or self._whole[0] != (plain, key):
+            self._whole = (plain, key), parts.part(self.whole(plain, key), cut, parts.rank(), parts.size())
+        target.copy_(self._whole[1].reshape(-1)[offset : offset + target.numel()])
 
     def _enter(self, checkpoint: Path, shard: dict[str, Any]) -> list[str]:
         """Takes in what a shard has; what is wrong with it."""
@@ -204,7 +243,7 @@ def read_map(checkpoint: Path, field: str = "resume") -> Any:
     """What layout.json says; None where a checkpoint has none."""
     try:
         content = json.loads((checkpoint / MAP).read_text(encoding="utf-8"))
-        return {key: content[key] for key in _KEYS}
+        return {key: content[key] for key in _KEYS} | {"tensor": content.get("tensor", {"size": 1, "cuts": {}})}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -234,7 +273,8 @@ def _unfused(content: Any, pieces: Any) -> _Vectors:
 
 def _plain(content: Any, pieces: Any) -> _Vectors:
     """Stage 0 in fp32: the model's parameters are what is stepped."""
-    return [content["module"][name] for names in pieces for name in names], content["optimizer"]["state"]
+    names = [name.partition("@")[0] for names in pieces for name in names]
+    return [content["module"][name] for name in names], content["optimizer"]["state"]
 
 
 _FORMATS: dict[str, Callable[[Any, Any], _Vectors]] = {
@@ -258,7 +298,9 @@ def is_laid_out_alike(engine: Any, checkpoint: Path) -> bool:
     if saved and mine:
         shards = saved["shards"]
         alike = shards[dist.get_rank() % len(shards)] == mine["shard"]
-        alike = alike and all(saved[key] == mine[key] for key in ("wrapper", "optimizer", "shapes"))
+        alike = alike and all(saved[key] == mine[key] for key in ("wrapper", "optimizer", "tensor"))
+        alike = alike and saved["shapes"].items() >= mine["shapes"].items()
+        alike = alike and len(saved["shapes"]) == len(mine["shapes"]) * mine["tensor"]["size"]
     everyones: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, alike)
     return all(everyones)
@@ -275,10 +317,16 @@ def load(engine: Any, checkpoint: Path) -> None:
     saved.require_movable()
     optimizer = getattr(wrapper, "optimizer", wrapper)
     trained = _trained(engine)
-    if trained.keys() != saved.shapes.keys():
-        raise InputError(
-            "resume", str(checkpoint), f"has other parameters: {sorted(trained.keys() ^ saved.shapes.keys())}"
-        )
+    plain = {name.partition("@")[0]: parameter for name, parameter in trained.items()}
+    if plain.keys() != set(saved.names):
+        raise InputError("resume", str(checkpoint), f"has other parameters: {sorted(plain.keys() ^ set(saved.names))}")
+
+    def fill(target: Tensor, name: str, key: str, offset: int = 0) -> None:
+        if saved.tensor_size == parts.size():
+            saved.fill(target, name, key, offset)
+        else:
+            saved.fill_part(target, name, key, offset, parts.cut_of(trained[name]))
+
     at_stage_3 = engine.zero_optimization_stage() == 3
     if at_stage_3:
         wrapper.checkpoint_event_prologue()  # releases what is gathered, which would stay as it was
@@ -289,8 +337,8 @@ def load(engine: Any, checkpoint: Path) -> None:
                 state[key] = torch.zeros_like(vector.tensor, dtype=dtype)
         for name, piece in vector.pieces.items():
             for key in (MASTER, *saved.states):
-                tensor = vector.tensor if key == MASTER else state[key]
-                saved.fill(tensor.view(-1)[piece.start : piece.stop], name, key, piece.offset)
+                values = vector.tensor if key == MASTER else state[key]
+                fill(values.view(-1)[piece.start : piece.stop], name, key, piece.offset)
         state |= {key: _number(optimizer, vector.tensor, value) for key, value in saved.numbers.items()}
         if at_stage_3 and vector.working is not None:
             vector.working.copy_(vector.tensor)
@@ -298,7 +346,7 @@ def load(engine: Any, checkpoint: Path) -> None:
         wrapper.checkpoint_event_epilogue()  # gathers small parameters, which stay whole
     else:
         for name, parameter in trained.items():  # of all ranks, where this one steps a part
-            saved.fill(parameter.view(-1), name, MASTER)
+            fill(parameter.view(-1), name, MASTER)
     for name, value in saved.map["counters"].items():
         setattr(engine, name, value)
     if engine.fp16_enabled() and saved.map["loss_scale"]:
