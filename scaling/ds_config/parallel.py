@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from scaling.ds_config.tensor import partition_config
 from scaling.errors import InputError
 from scaling.shape import Shape
 from scaling.strategy import Strategy
@@ -22,7 +23,10 @@ def blocks(shape: Shape, strategy: Strategy) -> dict[str, Any]:
     """The keys for the sizes above 1."""
     keys: dict[str, Any] = {}
     if strategy.tensor_parallel_size > 1:
-        keys["tensor_parallel"] = {"autotp_size": strategy.tensor_parallel_size}
+        keys["tensor_parallel"] = {
+            "autotp_size": strategy.tensor_parallel_size,
+            "partition_config": partition_config(shape),
+        }
     if strategy.pipeline_parallel_size > 1:
         keys["pipeline"] = {"stages": strategy.pipeline_parallel_size}
     if strategy.sequence_parallel_size > 1:

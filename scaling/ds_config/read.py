@@ -153,6 +153,8 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     problems = _contradictions(config, recipe, strategy)
     if reason := unsound(recipe.optimizer.name, strategy.zero_stage, strategy.offload_optimizer):
         problems.append(f"zero_optimization: {reason}")
+    if reason := altered(recipe.optimizer.name, recipe.dropout, strategy.parallelism):
+        problems.append(reason)
     scattered = strategy.zero_stage > 0 and _block(config, "zero_optimization").get("reduce_scatter", True)
     if scattered and OPTIMIZERS[recipe.optimizer.name].all_reduces:
         problems.append("zero_optimization.reduce_scatter: DeepSpeed 0.19.8 loses Muon's gradients; false works")
@@ -176,6 +178,7 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
         "gradient_accumulation_steps": steps,
         "gradient_clipping": recipe.gradient_clipping,
         **ours,
+        **parallel.blocks(recipe.shape, strategy),
         **write.precision_blocks(recipe.precision, strategy),
     }
     return ready, notes
@@ -210,6 +213,7 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
         "optimizer": write.optimizer_block(recipe, strategy),
         "scheduler": write.scheduler_block(recipe),
         "train_batch_size": recipe.global_batch_size,
+        "tensor_parallel": parallel.blocks(recipe.shape, strategy).get("tensor_parallel", {"autotp_size": 1}),
     }
     if "optimizer" in config and expected["optimizer"] is None:
         name = recipe.optimizer.name

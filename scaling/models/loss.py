@@ -41,6 +41,7 @@ class WithLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.cross_entropy = summed_cross_entropy  # of (logits, labels); tensor parallelism puts its own in its place
         self.masked_head = _MASKED_HEADS.get(model.config.model_type)
         predicts_all = self.masked_head is None and not model.config.is_encoder_decoder
         self.chunked = loss_kernel == "chunked" and predicts_all and model.get_output_embeddings() is not None
@@ -59,7 +60,7 @@ class WithLoss(nn.Module):
             return self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1), labels.flatten())
         else:
             logits = self.model(**inputs).logits
-        return summed_cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
+        return self.cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
 
 
 def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -78,15 +79,17 @@ class ChunkedHead(nn.Module):
         super().__init__()
         self.weight = weight_VD
         self.chunk_tokens = chunk_tokens
+        self.cross_entropy = summed_cross_entropy
         self.has_liger = find_spec("liger_kernel") is not None
 
     def forward(self, hidden_ND: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-        if self.has_liger and hidden_ND.is_cuda and hidden_ND.dtype != torch.float16:
+        of_whole = self.cross_entropy is summed_cross_entropy  # Liger's kernel knows no part of a vocabulary
+        if self.has_liger and of_whole and hidden_ND.is_cuda and hidden_ND.dtype != torch.float16:
             return ligers_cross_entropy(hidden_ND, self.weight, labels_N)
         if torch.is_grad_enabled():
-            return _ChunkedCrossEntropy.apply(hidden_ND, self.weight, labels_N, self.chunk_tokens)
+            return _ChunkedCrossEntropy.apply(hidden_ND, self.weight, labels_N, self.chunk_tokens, self.cross_entropy)
         chunks = zip(hidden_ND.split(self.chunk_tokens), labels_N.split(self.chunk_tokens), strict=True)
-        return sum(summed_cross_entropy(F.linear(hidden, self.weight), labels) for hidden, labels in chunks)
+        return sum(self.cross_entropy(F.linear(hidden, self.weight), labels) for hidden, labels in chunks)
 
 
 def ligers_cross_entropy(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -109,8 +112,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, chunk_tokens: int
-    ) -> torch.Tensor:
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, chunk_tokens: int,
+        cross_entropy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         hidden_grad_ND = torch.empty_like(hidden_ND)
         weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -118,7 +122,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for hidden, labels, hidden_grad in zip(*chunks, strict=True):
             with torch.enable_grad():
                 logits = F.linear(hidden, weight_VD).detach().requires_grad_()
-                chunk_loss = summed_cross_entropy(logits, labels)
+                chunk_loss = cross_entropy(logits, labels)
             (logits_grad,) = torch.autograd.grad(chunk_loss, logits)
             loss += chunk_loss.detach()
             torch.mm(logits_grad, weight_VD, out=hidden_grad)
@@ -129,7 +133,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, loss_grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
         hidden_grad_ND = (hidden_grad_ND * loss_grad).to(hidden_grad_ND.dtype)
-        return hidden_grad_ND, (weight_grad_VD * loss_grad).to(ctx.weight_dtype), None, None
+        return hidden_grad_ND, (weight_grad_VD * loss_grad).to(ctx.weight_dtype), None, None, None

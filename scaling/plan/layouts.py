@@ -138,6 +138,8 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
     stage = layout.zero_stage
     if reason := unsound(recipe.optimizer.name, stage, layout.offload_optimizer):
         return reason
+    if reason := altered(recipe.optimizer.name, recipe.dropout, layout.kinds):
+        return reason
     if stage == 0 and recipe.precision != "fp32":
         return (
             f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "

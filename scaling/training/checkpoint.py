@@ -90,7 +90,8 @@ class Saver:
             text = universal.whole_map(self.engine)
             if text and self.ranks.is_first:
                 self._writer.text(text, partial / universal.MAP)
-        if self.ranks.is_first and (buffers := universal.buffers(self.engine.module)):
+        buffers = universal.whole_buffers(self.engine.module)
+        if self.ranks.is_first and buffers:
             self._writer.save(buffers, str(partial / universal.BUFFERS))
         self._writer.start()
         self._pending = reached
@@ -333,7 +334,7 @@ def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[Manifest, s
 
 def _is_of(found: Manifest, strategy: Strategy) -> bool:
     """Whether it was written in this layout, as far as a manifest says."""
-    sizes = ("pipeline_parallel_size",)
+    sizes = [f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "sequence", "expert")]
     alike = all(found.plan.get(size, 1) == getattr(strategy, size) for size in sizes)
     return alike and (found.world_size, found.zero_stage) == (strategy.world_size, strategy.zero_stage)
 

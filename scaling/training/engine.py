@@ -9,15 +9,19 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.moe.utils import is_moe_param
+from deepspeed.utils import groups
 from torch import nn
 from transformers import PreTrainedModel
 
 from scaling import models
 from scaling.errors import ScaleError
 from scaling.optim import layout
+from scaling.optimizers import OPTIMIZERS
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
-from scaling.training import optimizer, pipeline
+from scaling.training import optimizer, parts, pipeline, sequence, tensor
+from scaling.training.ranks import place_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,9 +38,12 @@ def make_engine(
 
     An engine that `resumes` takes its weights from a checkpoint after this, and reads none from the recipe's.
     """
-    # At stage 3 the first rank's weights are broadcast as they are sharded: only there must they be.
-    initialised = strategy.zero_stage < 3 or dist.get_rank() == 0
+    # At stage 3 the weights of the first of those that share them are broadcast as they are sharded: only there must
+    # they be.
+    place = place_of(dist.get_rank(), strategy)
+    initialised = strategy.zero_stage < 3 or place.data == place.sequence == 0
     model = _model(recipe, say, reads=not resumes, initialised=initialised)
+    mpu = sequence.split(model, strategy) if strategy.sequence_parallel_size > 1 else None
     models.checkpoint_layers(model, strategy.activation_checkpointing, dropout=recipe.dropout)
     wrapped: nn.Module
     if strategy.pipeline_parallel_size > 1:
@@ -44,20 +51,33 @@ def make_engine(
     else:
         wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     optimizer.require_kernel(recipe, strategy)
-    ours = optimizer.make(recipe.optimizer, wrapped)
-    groups = optimizer.parameter_groups(wrapped, recipe.optimizer.weight_decay)
+    if strategy.tensor_parallel_size > 1:
+        tensor.split(wrapped, recipe.shape, config, initialised=initialised)
+    what = _stepped(recipe, strategy, wrapped)
     if strategy.zero_stage == 3:
         partition(wrapped, recipe, config, initialised=initialised)
-    # Without one of ours DeepSpeed makes it, by the ds_config.
-    what = {"model_parameters": groups} if ours is None else {"optimizer": ours}
-    engine, *_ = deepspeed.initialize(model=wrapped, config=config, **what)
-    if pipeline.is_pipelined(engine):
-        # Its own, at stage 0, takes the norm of the first stage's gradients for that of all: docs/upstream.
-        engine.clip_fp32_gradients = partial(_clip_over_stages, engine)
+    engine, *_ = deepspeed.initialize(model=wrapped, config=config, mpu=mpu, **what)
+    if engine.zero_optimization_stage() == 0 and (pipeline.is_pipelined(engine) or engine.has_moe_layers):
+        # Its own goes by the norm of the first stage's gradients, or by the mean of the norms of ranks that have other
+        # experts (0.19.8, runtime/utils.py:393): docs/upstream.
+        engine.clip_fp32_gradients = partial(_clip, engine)
     layout.require_aligned_shards(engine.optimizer)
-    if ours is not None:
-        optimizer.attach(ours, engine)
+    if "optimizer" in what:
+        optimizer.attach(engine.basic_optimizer, engine)
     return engine
+
+
+def _stepped(recipe: Recipe, strategy: Strategy, module: nn.Module) -> dict[str, Any]:
+    """What deepspeed.initialize is given to step: an optimizer of ours, or the parameters for one by the ds_config."""
+    if strategy.expert_parallel_size > 1:
+        # Made once DeepSpeed has put each rank's own experts in the place of all.
+        if not OPTIMIZERS[recipe.optimizer.name].named_in_ds_config:
+            return {"optimizer": lambda _: optimizer.make(recipe.optimizer, module)}
+        return {"model_parameters": optimizer.named(optimizer.parameter_groups(module, recipe.optimizer.weight_decay))}
+    ours = optimizer.make(recipe.optimizer, module)
+    if ours is not None:
+        return {"optimizer": ours}
+    return {"model_parameters": optimizer.parameter_groups(module, recipe.optimizer.weight_decay)}
 
 
 def _model(recipe: Recipe, say: Callable[[str], None], *, reads: bool, initialised: bool) -> PreTrainedModel:
@@ -92,17 +112,23 @@ def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any], *, init
     for parameter in module.parameters():
         # What was never written is not read either: that would give it memory.
         parameter.data = parameter.data.to(dtype) if initialised else torch.empty_like(parameter.data, dtype=dtype)
-    deepspeed.zero.Init(module=module, config_dict_or_path=config)
-    if dist.get_world_size() > 1:
+    shares = groups.get_data_parallel_group() if parts.size() > 1 else dist.group.WORLD
+    deepspeed.zero.Init(module=module, data_parallel_group=shares, config_dict_or_path=config)
+    if dist.get_world_size(shares) > 1:
         for buffer in module.buffers():  # of which it takes no care
             moved = buffer.to(get_accelerator().current_device_name())  # where the process group can reach it
-            dist.broadcast(moved, src=0)
+            dist.broadcast(moved, group=shares, group_src=0)
             buffer.copy_(moved)
 
 
 def gradient_divisor(strategy: Strategy) -> int:
-    """What DeepSpeed divides the sum of the ranks' gradients by, and the loop's loss is multiplied by."""
-    return strategy.data_parallel_size
+    """What DeepSpeed divides the sum of the ranks' gradients by, and the loop's loss is multiplied by.
+
+    Under sequence parallelism the ranks' number at stage 3, where gradients are scattered as they are averaged (0.19.8,
+    runtime/comm/coalesced_collectives.py:132), and the data parallel size below (zero/stage_1_and_2.py:1688,
+    runtime/engine.py:3884): docs/upstream.
+    """
+    return strategy.shards if strategy.zero_stage == 3 else strategy.data_parallel_size
 
 
 def loss_scale(engine: Any) -> float:
@@ -118,9 +144,9 @@ def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
     next step, which differs where fp16 has just moved it (zero/stage3.py:step).
     """
     if engine.zero_optimization_stage() == 0:
-        total = _stage_0_norm(engine)
+        found = _stage_0_norm(engine)
         _step(engine)
-        return total
+        return found
     scale = loss_scale(engine)
     try:
         _step(engine)
@@ -143,22 +169,32 @@ def _step(engine: Any) -> None:
 
 
 def _stage_0_norm(engine: Any) -> torch.Tensor:
-    """The global gradient norm where every rank, or every stage of a pipeline, has the whole of its gradient."""
-    own = [norm(p.grad) for p in engine.module.parameters() if p.grad is not None and not pipeline.is_copy(p)]
-    total = norm(torch.stack(own))
+    """The global gradient norm where each rank has the whole gradient of what it has of the model.
+
+    What several ranks have is counted on one: a weight that is on two stages, what tensor parallelism does not cut.
+    """
+    present = [p for p in engine.module.parameters() if p.grad is not None and not pipeline.is_copy(p)]
+    own = _squares([p for p in present if parts.counted_here(p) and not is_moe_param(p)], engine.device)
     if pipeline.is_pipelined(engine):
-        squares = total.square()
-        dist.all_reduce(squares, group=engine.grid.get_pipe_parallel_group())
-        total = squares.sqrt()
-    return total
+        dist.all_reduce(own, group=engine.grid.get_pipe_parallel_group())
+    elif parts.size() > 1:
+        dist.all_reduce(own, group=groups.get_tensor_model_parallel_group())
+    if experts := [p for p in present if is_moe_param(p)]:
+        theirs = _squares(experts, engine.device)
+        dist.all_reduce(theirs, group=groups._get_expert_parallel_group(experts[0].group_name))
+        own = own + theirs
+    return own.sqrt()
 
 
-def _clip_over_stages(engine: Any) -> None:
-    """Scales gradients whose norm over all stages is too large, as torch.nn.utils.clip_grad_norm_ does."""
-    factor = (engine.gradient_clipping() / (_stage_0_norm(engine) + 1e-6)).clamp(max=1.0)
-    for parameter in engine.module.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)
+def _squares(parameters: list[nn.Parameter], device: torch.device) -> torch.Tensor:
+    """The square of their gradients' norm, in fp32."""
+    norms = [norm(parameter.grad) for parameter in parameters]
+    return norm(torch.stack(norms)).square() if norms else torch.zeros((), device=device)
+
+
+def _clip(engine: Any) -> None:
+    """Scales gradients whose global norm is too large, as torch does."""
+    torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), engine.gradient_clipping(), _stage_0_norm(engine))
 
 
 class LossScaleAtFloor(Exception):

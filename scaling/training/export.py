@@ -54,7 +54,7 @@ def _weights(source: Path) -> dict[str, torch.Tensor]:
     """The fp32 weights of a checkpoint by name: where it was trained in 16 bit, their master copy."""
     if universal.read_map(source, "run"):
         saved = universal.Saved(source, "run")
-        weights = {name: saved.weight(name) for name in saved.shapes}
+        weights = {name: saved.whole(name) for name in saved.names}
         if (source / universal.BUFFERS).is_file():
             weights |= load_shard(source / universal.BUFFERS, map_location="cpu")
         return weights

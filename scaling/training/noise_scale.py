@@ -17,6 +17,7 @@ import torch
 from scaling.batch.noise_scale import of_run, signal_and_noise
 from scaling.strategy import Strategy
 from scaling.training.engine import loss_scale, row_norms
+from scaling.training.parts import counted_here
 from scaling.training.pipeline import is_pipelined, named_parameters
 
 
@@ -36,10 +37,12 @@ class GradientNoise:
         self._norms: list[tuple[str, torch.Tensor]] = []  # of this backward so far
         self._of_step: list[tuple[list[tuple[str, int]], torch.Tensor]] = []  # ([(name, norms)], all of them in fp32)
         for name, parameter in named_parameters(engine).items():
-            parameter.register_hook(partial(self._note, name))
+            parameter.register_hook(partial(self._note, name, counted_here(parameter)))
 
-    def _note(self, name: str, gradient: torch.Tensor) -> None:
-        self._norms.append((name, row_norms(gradient)))
+    def _note(self, name: str, is_counted: bool, gradient: torch.Tensor) -> None:
+        norms = row_norms(gradient)
+        # What another tensor parallel rank counts is zero here, or not finite.
+        self._norms.append((name, norms if is_counted else norms * 0))
 
     def of_micro_batch(self, num_targets: torch.Tensor) -> torch.Tensor:
         """|g|^2 / targets of the backward that has just ended, g being its gradient as the loop scales it."""

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from scaling import manifest
 from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.optim import layout
+from scaling.training import parts
+from scaling.training.experts import Part, part_of
 from scaling.training.pipeline import is_copy, is_pipelined, named_parameters
 from scaling.training.shards import load as load_shard
 
@@ -36,36 +38,47 @@ _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def describe(engine: Any) -> dict[str, Any] | None:
-    """The map of this rank's shard; None where parameters are cut by more than ZeRO, or in a way that is not known.
+    """The map of this rank's shard; None where parameters are cut in a way that is not known.
 
-    Stages of a pipeline have parameters of their own, and a weight that two of them have is of the first's.
+    Stages of a pipeline have parameters of their own, and a weight that two of them have is of the first's. What tensor
+    parallelism gives another rank is another parameter, its name followed by the rank; experts are parts of a whole.
     """
-    if engine.dp_world_size * _num_stages(engine) != dist.get_world_size() or engine.has_moe_layers:
+    if engine.seq_dp_world_size * parts.size() * _num_stages(engine) != dist.get_world_size():
         return None
+    if engine.has_moe_layers and engine.zero_optimization_stage() == 0:
+        return None  # whose experts are in files of their own, without their states
     trained = named_parameters(engine)
     try:
         vectors = layout.held(engine, trained)
     except ScaleError:
         return None
-    wrapper = engine.optimizer
+    wrapper, own = engine.optimizer, _on(parts.rank())
+    of = {name: part_of(name, parameter) for name, parameter in trained.items()}
+    cuts = {name: parts.cut_of(parameter) for name, parameter in trained.items()}
+    counted = {name: part for name, part in of.items() if not is_copy(trained[name])}
     return {
         "wrapper": type(wrapper).__name__,
         "optimizer": type(getattr(wrapper, "optimizer", wrapper)).__name__,
-        "shapes": {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained.items()},
+        "shapes": {part.name + own: part.shape for part in of.values()},
+        "tensor": {"size": parts.size(), "cuts": {name: list(cut) for name, cut in cuts.items() if cut}},
         "counters": {name: getattr(engine, name) for name in _COUNTERS},
         "loss_scale": float(wrapper.loss_scale) if engine.fp16_enabled() else None,
-        "shard": {
-            **_files(engine),
-            "vectors": [
-                {
-                    name: [piece.start, piece.stop, piece.offset]
-                    for name, piece in vector.pieces.items()
-                    if not is_copy(trained[name])
-                }
-                for vector in vectors
-            ],
-        },
+        "shard": {**_files(engine), "vectors": [_places(vector.pieces, counted, own) for vector in vectors]},
     }
+
+
+def _places(pieces: dict[str, layout.Piece], of: dict[str, Part], own: str = "") -> dict[str, list[list[int]]]:
+    """[start, stop, offset] of each stretch of a vector, by the whole parameter that it is of."""
+    places: dict[str, list[list[int]]] = {}
+    for name, piece in pieces.items():
+        if name in of:
+            found = of[name].places(piece.start, piece.stop, piece.offset)
+            places.setdefault(of[name].name + own, []).extend(found)
+    return places
+
+
+def _on(rank: int) -> str:
+    return f"@{rank}" if rank else ""
 
 
 def whole_map(engine: Any) -> str | None:
@@ -79,12 +92,17 @@ def whole_map(engine: Any) -> str | None:
     for each in everyones:  # ranks that have the same have it written once
         shards += [each["shard"]] if each["shard"] not in shards else []
     shapes = {name: shape for each in everyones for name, shape in each["shapes"].items()}
+    tensor = {"size": parts.size(), "cuts": {k: v for each in everyones for k, v in each["tensor"]["cuts"].items()}}
     del mine["shard"]
-    return json.dumps({**mine, "shapes": shapes, "shards": shards})
+    return json.dumps({**mine, "shapes": shapes, "tensor": tensor, "shards": shards})
 
 
-def buffers(module: nn.Module) -> dict[str, Tensor]:
-    """What a model keeps beside its parameters, by name."""
+def whole_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What a model keeps beside its parameters, by name, as transformers has it; a collective."""
+    return {name: parts.whole(buffer) for name, buffer in _buffers(module).items()}
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
     kept = module.state_dict(keep_vars=True).keys()
     return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
@@ -131,6 +149,9 @@ class Saved:
                 field, str(checkpoint), f"has no {MAP}, and can be read only by the layout that wrote it",
                 hint="NVMe, partial offload and earlier versions write such checkpoints",
             )  # fmt: skip
+        self.tensor_size = int(self.map["tensor"]["size"])
+        self._cuts = {name: parts.Cut(*cut) for name, cut in self.map["tensor"]["cuts"].items()}
+        self._whole: tuple[tuple[str, str], Tensor] | None = None  # the last that was put together
         self.shapes = {name: torch.Size(shape) for name, shape in self.map["shapes"].items()}
         self.states: dict[str, torch.dtype] = {}
         self.numbers: dict[str, float] = {}  # states of a whole vector: the step
@@ -170,10 +191,26 @@ class Saved:
                 hint="resume on as many ranks, at the same ZeRO stage and with the optimizer where it was",
             )
 
-    def weight(self, name: str) -> Tensor:
-        tensor = torch.empty(self.shapes[name], dtype=self._places[name][0].vector[MASTER].dtype)
-        self.fill(tensor.view(-1), name, MASTER)
-        return tensor
+    @property
+    def names(self) -> list[str]:
+        """Of whole parameters, as transformers has them."""
+        return [name for name in self.shapes if "@" not in name]
+
+    def whole(self, name: str, key: str = MASTER) -> Tensor:
+        """The weight of `name`, or a state of its shape, as transformers keeps it: put together over tensor ranks."""
+        cut, pieces = self._cuts.get(name), []
+        for rank in range(self.tensor_size if cut else 1):
+            mine = name + _on(rank)
+            dtype = self.states[key] if key in self.states else self._places[mine][0].vector[MASTER].dtype
+            pieces.append(torch.empty(self.shapes[mine], dtype=dtype))
+            self.fill(pieces[-1].view(-1), mine, key)
+        return parts.joined(pieces, cut)
+
+    def fill_part(self, target: Tensor, name: str, key: str, offset: int, cut: parts.Cut | None) -> None:
+        """`fill` for this rank of another tensor parallel size, which cuts `name` as `cut` says."""
+        if self._whole is None or self._whole[0] != (name, key):
+            self._whole = (name, key), parts.part(self.whole(name, key), cut, parts.rank(), parts.size())
+        target.copy_(self._whole[1].reshape(-1)[offset : offset + target.numel()])
 
     def _enter(self, checkpoint: Path, shard: dict[str, Any]) -> list[str]:
         """Takes in what a shard has; what is wrong with it."""
@@ -198,7 +235,8 @@ class Saved:
             return [f"{path.name} is not a shard of {self.map['wrapper']}: {error!r}"]
         problems = []
         for number, (pieces, master) in enumerate(pairs):
-            needed = max((stop for _, stop, _ in pieces.values()), default=0)
+            places = [(name, place) for name, stretches in pieces.items() for place in _stretches(stretches)]
+            needed = max((stop for _, (_, stop, _) in places), default=0)
             if master.numel() < needed:
                 problems.append(f"{path.name}: vector {number} has {master.numel()} of {needed} elements")
             vector = {MASTER: master}
@@ -211,7 +249,7 @@ class Saved:
                     self.numbers[key] = max(self.numbers.get(key, 0), float(value))
                 else:
                     self.others.add(key)
-            for name, (start, stop, offset) in pieces.items():
+            for name, (start, stop, offset) in places:
                 self._places[name].append(_Place(offset, offset + stop - start, vector, start))
         return problems
 
@@ -226,11 +264,16 @@ class Saved:
         return names
 
 
+def _stretches(found: list[Any]) -> list[list[int]]:
+    """A parameter's stretches of a vector; earlier versions wrote the only one there was."""
+    return found if found and isinstance(found[0], list) else [found]
+
+
 def read_map(checkpoint: Path, field: str = "resume") -> Any:
     """What layout.json says; None where a checkpoint has none."""
     try:
         content = json.loads((checkpoint / MAP).read_text(encoding="utf-8"))
-        return {key: content[key] for key in _KEYS}
+        return {key: content[key] for key in _KEYS} | {"tensor": content.get("tensor", {"size": 1, "cuts": {}})}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -260,8 +303,8 @@ def _unfused(content: Any, pieces: Any) -> _Vectors:
 
 def _plain(content: Any, pieces: Any) -> _Vectors:
     """Stage 0 in fp32: the model's parameters are what is stepped; a pipeline's copies are read on another stage."""
-    nothing = torch.empty(0)
-    masters = [content["module"][name] if (name := next(iter(names), "")) else nothing for names in pieces]
+    names = [next(iter(each), "").partition("@")[0] for each in pieces]
+    masters = [content["module"][name] if name else torch.empty(0) for name in names]
     return masters, content["optimizer"]["state"]
 
 
@@ -284,7 +327,7 @@ def is_laid_out_alike(engine: Any, checkpoint: Path) -> bool:
     saved, mine = read_map(checkpoint), describe(engine)
     alike = saved is None and mine is None
     if saved and mine:
-        alike = mine["shard"] in saved["shards"]
+        alike = mine["shard"] in saved["shards"] and saved["tensor"]["size"] == parts.size()
         alike = alike and all(saved[key] == mine[key] for key in ("wrapper", "optimizer"))
         alike = alike and all(saved["shapes"].get(name) == shape for name, shape in mine["shapes"].items())
     everyones: list[Any] = [None] * dist.get_world_size()
@@ -302,12 +345,20 @@ def load(engine: Any, checkpoint: Path) -> None:
     saved, wrapper = Saved(checkpoint), engine.optimizer
     saved.require_movable()
     optimizer = getattr(wrapper, "optimizer", wrapper)
-    trained = named_parameters(engine)
+    trained, own = named_parameters(engine), _on(parts.rank())
+    of = {name: part_of(name, parameter) for name, parameter in trained.items()}
     everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, list(trained))
-    names = {name for each in everyones for name in each}
-    if names != saved.shapes.keys():
-        raise InputError("resume", str(checkpoint), f"has other parameters: {sorted(names ^ saved.shapes.keys())}")
+    dist.all_gather_object(everyones, [part.name for part in of.values()])
+    if other := {name for each in everyones for name in each} ^ set(saved.names):
+        raise InputError("resume", str(checkpoint), f"has other parameters: {sorted(other)}")
+    cuts = {of[name].name: parts.cut_of(parameter) for name, parameter in trained.items()}
+
+    def fill(target: Tensor, name: str, key: str, offset: int) -> None:
+        if saved.tensor_size == parts.size():
+            saved.fill(target, name + own, key, offset)
+        else:
+            saved.fill_part(target, name, key, offset, cuts[name])
+
     at_stage_3 = engine.zero_optimization_stage() == 3
     if at_stage_3:
         wrapper.checkpoint_event_prologue()  # releases what is gathered, which would stay as it was
@@ -316,10 +367,11 @@ def load(engine: Any, checkpoint: Path) -> None:
         for key, dtype in saved.states.items():  # in place where it is, since DeepSpeed may have views of it
             if key not in state:
                 state[key] = torch.zeros_like(vector.tensor, dtype=dtype)
-        for name, piece in vector.pieces.items():
+        for name, stretches in _places(vector.pieces, of).items():
             for key in (MASTER, *saved.states):
-                tensor = vector.tensor if key == MASTER else state[key]
-                saved.fill(tensor.view(-1)[piece.start : piece.stop], name, key, piece.offset)
+                values = vector.tensor if key == MASTER else state[key]
+                for start, stop, offset in stretches:
+                    fill(values.view(-1)[start:stop], name, key, offset)
         state |= {key: _number(optimizer, vector.tensor, value) for key, value in saved.numbers.items()}
         if at_stage_3 and vector.working is not None:
             vector.working.copy_(vector.tensor)
@@ -327,11 +379,12 @@ def load(engine: Any, checkpoint: Path) -> None:
         wrapper.checkpoint_event_epilogue()  # gathers small parameters, which stay whole
     else:
         for name, parameter in trained.items():  # of all ranks, where this one steps a part
-            saved.fill(parameter.view(-1), name, MASTER)
+            for start, stop, offset in of[name].places(0, parameter.numel(), 0):
+                fill(parameter.view(-1)[start:stop], of[name].name, MASTER, offset)
     if (checkpoint / BUFFERS).is_file():
         found = load_shard(checkpoint / BUFFERS, map_location="cpu")
-        for name, buffer in buffers(engine.module).items():
-            buffer.copy_(found[name])
+        for name, buffer in _buffers(engine.module).items():
+            buffer.copy_(parts.part(found[name], parts.cut_of(buffer), parts.rank(), parts.size()))
     for name, value in saved.map["counters"].items():
         setattr(engine, name, value)
     if engine.fp16_enabled() and saved.map["loss_scale"]:
