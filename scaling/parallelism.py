@@ -4,7 +4,8 @@ A cell is empty where scale/train.py runs the family so, and says why not otherw
 trains every empty cell and gets the losses of one rank.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from scaling.family import FAMILIES
@@ -27,7 +28,14 @@ class Parallelisms:
         return frozenset(kind for kind, reason in vars(self).items() if not reason)
 
 
-PARALLELISMS: dict[str, Parallelisms] = {name: Parallelisms() for name in FAMILIES}
+_SEQUENCE = {
+    "encoder-decoder": "is not built: its decoder attends to a second sequence",
+    "vision": "would cut a class token and a square of patches, which no size divides",
+}
+PARALLELISMS: dict[str, Parallelisms] = {
+    name: Parallelisms(sequence=_SEQUENCE.get(family.kind, "")) for name, family in FAMILIES.items()
+}
+PARALLELISMS["mixtral"] = replace(PARALLELISMS["mixtral"], expert="")
 
 
 class Split(Protocol):
@@ -56,19 +64,20 @@ def unsplittable(shape: Shape, split: Split, seq_length: int) -> tuple[str, str]
         others = ", ".join(sorted(PARALLELISMS[shape.family].runnable)) or "none of the others"
         return reason, f"data parallelism works, and of the others: {others}"
     for kind, size in split.parallelism.items():
-        if fitting := _sizes(kind, shape, seq_length):
-            whole, what = fitting
+        wholes = _sizes(kind, shape, seq_length)
+        for what, whole in wholes.items():
             if whole % size:
-                divisors = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+                common = math.gcd(*wholes.values())
+                divisors = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
                 return f"{kind}_parallel_size {size} does not divide {what} {whole}", f"sizes that do: {divisors}"
     return "", ""
 
 
-def _sizes(kind: str, shape: Shape, seq_length: int) -> tuple[int, str] | None:
-    """(what a size of this kind must divide, its name)."""
+def _sizes(kind: str, shape: Shape, seq_length: int) -> dict[str, int]:
+    """What a size of this kind must divide, by name."""
     return {
-        "tensor": (shape.num_key_value_heads, "the key-value heads"),
-        "pipeline": None,
-        "sequence": (shape.num_key_value_heads, "the key-value heads"),
-        "expert": (shape.num_experts, "the experts"),
+        "tensor": {"the key-value heads": shape.num_key_value_heads},
+        "pipeline": {},
+        "sequence": {"the key-value heads": shape.num_key_value_heads, "the sequence length": seq_length},
+        "expert": {"the experts": shape.num_experts},
     }[kind]

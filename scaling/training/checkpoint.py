@@ -330,7 +330,10 @@ def load(engine: Any, checkpoint: Path, strategy: Strategy) -> tuple[Manifest, s
 
 
 def _is_of(found: Manifest, strategy: Strategy) -> bool:
-    return (found.world_size, found.zero_stage) == (strategy.data_parallel_size, strategy.zero_stage)
+    experts = found.plan.get("expert_parallel_size", 1)
+    return (found.world_size, found.zero_stage, experts) == (
+        strategy.world_size, strategy.zero_stage, strategy.expert_parallel_size,
+    )  # fmt: skip
 
 
 def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,16 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.moe.utils import is_moe_param
+from deepspeed.utils import groups
 from torch import nn
 
 from scaling import models
 from scaling.optim import layout
+from scaling.optimizers import OPTIMIZERS
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
-from scaling.training import optimizer
+from scaling.training import optimizer, sequence
 
 
 def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> Any:
@@ -21,19 +24,28 @@ def make_engine(recipe: Recipe, config: dict[str, Any], strategy: Strategy) -> A
     # At stage 3 the first rank's weights are broadcast as they are sharded: only there must they be.
     initialised = strategy.zero_stage < 3 or dist.get_rank() == 0
     model = models.build(recipe.shape, dropout=recipe.dropout, seed=recipe.seed, initialised=initialised)
+    mpu = sequence.split(model, strategy) if strategy.sequence_parallel_size > 1 else None
     models.checkpoint_layers(model, strategy.activation_checkpointing, dropout=recipe.dropout)
     wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     optimizer.require_kernel(recipe, strategy)
-    ours = optimizer.make(recipe.optimizer, wrapped)
-    groups = optimizer.parameter_groups(wrapped, recipe.optimizer.weight_decay)
+    splits_experts = strategy.expert_parallel_size > 1
+    # Ours is made once DeepSpeed has put each rank's own experts in the place of all.
+    ours = None if splits_experts else optimizer.make(recipe.optimizer, wrapped)
+    parameters = optimizer.parameter_groups(wrapped, recipe.optimizer.weight_decay)
     if strategy.zero_stage == 3:
         partition(wrapped, recipe, config, initialised=initialised)
     # Without one of ours DeepSpeed makes it, by the ds_config.
-    what = {"model_parameters": groups} if ours is None else {"optimizer": ours}
-    engine, *_ = deepspeed.initialize(model=wrapped, config=config, **what)
+    what: dict[str, Any] = (
+        {"model_parameters": optimizer.named(parameters) if splits_experts else parameters}
+        if ours is None
+        else {"optimizer": ours}
+    )
+    if splits_experts and not OPTIMIZERS[recipe.optimizer.name].named_in_ds_config:
+        what["optimizer"] = lambda _: optimizer.make(recipe.optimizer, wrapped)
+    engine, *_ = deepspeed.initialize(model=wrapped, config=config, mpu=mpu, **what)
     layout.require_aligned_shards(engine.optimizer)
-    if ours is not None:
-        optimizer.attach(ours, engine)
+    if "optimizer" in what:
+        optimizer.attach(engine.basic_optimizer, engine)
     return engine
 
 
@@ -51,8 +63,13 @@ def partition(module: nn.Module, recipe: Recipe, config: dict[str, Any], *, init
 
 
 def gradient_divisor(strategy: Strategy) -> int:
-    """What DeepSpeed divides the sum of the ranks' gradients by, and the loop's loss is multiplied by."""
-    return strategy.data_parallel_size
+    """What DeepSpeed divides the sum of the ranks' gradients by, and the loop's loss is multiplied by.
+
+    Under sequence parallelism the ranks' number at stage 3, where gradients are scattered as they are averaged (0.19.8,
+    runtime/comm/coalesced_collectives.py:132), and the data parallel size below (zero/stage_1_and_2.py:1688,
+    runtime/engine.py:3884): docs/upstream.
+    """
+    return strategy.shards if strategy.zero_stage == 3 else strategy.data_parallel_size
 
 
 def loss_scale(engine: Any) -> float:
@@ -68,9 +85,11 @@ def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
     next step, which differs where fp16 has just moved it (zero/stage3.py:step).
     """
     if engine.zero_optimization_stage() == 0:
-        norms = [norm(p.grad) for p in engine.module.parameters() if p.grad is not None]
+        found = _whole_norm(engine)
+        if engine.has_moe_layers:
+            engine.clip_fp32_gradients = partial(_clip, engine, found)
         engine.step()
-        return norm(torch.stack(norms))
+        return found
     scale = loss_scale(engine)
     try:
         engine.step()
@@ -82,6 +101,23 @@ def step_and_gradient_norm(engine: Any) -> torch.Tensor | float:
         raise
     found = engine.get_global_grad_norm()
     return found * loss_scale(engine) / scale if engine.zero_optimization_stage() == 3 else found
+
+
+def _whole_norm(engine: Any) -> torch.Tensor:
+    """The norm of all gradients where each rank has them whole; each rank's experts are others."""
+    present = [p for p in engine.module.parameters() if p.grad is not None]
+    shared = norm(torch.stack([norm(p.grad) for p in present if not is_moe_param(p)]))
+    experts = [p for p in present if is_moe_param(p)]
+    if not experts:
+        return shared
+    squares = torch.stack([norm(p.grad) for p in experts]).square().sum()
+    dist.all_reduce(squares, group=groups._get_expert_parallel_group(experts[0].group_name))
+    return (shared.square() + squares).sqrt()
+
+
+def _clip(engine: Any, whole_norm: torch.Tensor) -> None:
+    """Clips as torch does: DeepSpeed goes by the mean of the ranks' norms (0.19.8, runtime/utils.py:413)."""
+    torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), engine.gradient_clipping(), whole_norm)
 
 
 class LossScaleAtFloor(Exception):

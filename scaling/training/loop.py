@@ -17,7 +17,7 @@ from scaling.errors import Stopped
 from scaling.manifest import NoCheckpoint, step_of, steps
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
-from scaling.training import checkpoint
+from scaling.training import checkpoint, sequence
 from scaling.training.checkpoint import Reached, Saver
 from scaling.training.engine import LossScaleAtFloor, discard_gradients, gradient_divisor, step_and_gradient_norm
 from scaling.training.guards import Judge, Judgement, unhealthy
@@ -280,11 +280,12 @@ class Training:
     def seed_dropout(self, first_sample: int) -> None:
         """Makes dropout a function of the position in the data, so that a resumed run draws the same masks.
 
-        No two micro batches of a run share their first sample. torch's CPU generator takes the low 32 bits of a seed,
-        which an odd factor keeps apart.
+        No two micro batches of a run share their first sample, and no two slices of one their number. torch's CPU
+        generator takes the low 32 bits of a seed, which an odd factor keeps apart.
         """
         if self.recipe.dropout:
-            torch.manual_seed(self.recipe.seed + 1_000_003 * first_sample)
+            size, number = self.strategy.sequence_parallel_size, place_of(self.ranks.rank, self.strategy).sequence
+            torch.manual_seed(self.recipe.seed + 1_000_003 * (size * first_sample + number))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -338,6 +339,9 @@ class Training:
             )
 
     def moved(self, batch: Batch) -> Batch:
+        """This rank's part of a batch, on its device."""
+        if self.strategy.sequence_parallel_size > 1:
+            batch = sequence.slice_of(batch, self.ranks.rank, self.strategy, self.recipe.shape.family)
         return {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}
 
     def measured(self) -> dict[str, dict[str, Any]]:

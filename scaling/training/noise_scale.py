@@ -18,15 +18,24 @@ from scaling.batch.noise_scale import of_run, signal_and_noise
 from scaling.strategy import Strategy
 from scaling.training.engine import loss_scale, row_norms
 
+_ONE_MICRO_BATCH = "a step being one micro batch on one rank; two would do"
+
 
 class GradientNoise:
-    """Measures while `engine` trains. Where a step is one micro batch there is nothing to compare, and it does not."""
+    """Measures while `engine` trains.
+
+    Not where a step is one micro batch, with nothing to compare, nor where no rank has a micro batch's whole gradient:
+    it is that of a slice of the sequences, or its experts see other ranks' samples.
+    """
 
     def __init__(self, engine: Any, strategy: Strategy, device: torch.device) -> None:
         self.engine, self.device = engine, device
         self.world_size = strategy.data_parallel_size
         self.small_batch = strategy.micro_batch_size
-        self.measures = self.small_batch < strategy.global_batch_size
+        self.missing = "" if self.small_batch < strategy.global_batch_size else _ONE_MICRO_BATCH
+        if parts := {"sequence", "expert"} & set(strategy.parallelism):
+            self.missing = f"no rank has a micro batch's whole gradient under {parts.pop()} parallelism"
+        self.measures = not self.missing
         self._norms: list[tuple[str, torch.Tensor]] = []  # of this backward so far
         self._of_step: list[tuple[list[tuple[str, int]], torch.Tensor]] = []  # ([(name, norms)], all of them in fp32)
         for name, parameter in engine.module.named_parameters():
@@ -83,6 +92,6 @@ class GradientNoise:
     def report(self, lines: Iterable[Mapping[str, Any]], seq_length: int) -> str:
         """What the run's metrics say of its noise scale, or why they say nothing."""
         if not self.measures:
-            return "gradient noise scale: not measured, a step being one micro batch on one rank; two would do"
+            return f"gradient noise scale: not measured, {self.missing}"
         found = of_run(lines)
         return found.sentence(seq_length) if found else "gradient noise scale: 40 steps are needed for an interval"

@@ -21,6 +21,7 @@ from torch import Tensor
 from scaling import manifest
 from scaling.errors import FileProblems, InputError, ScaleError
 from scaling.optim import layout
+from scaling.training.experts import Part, part_of
 from scaling.training.shards import load as load_shard
 
 MAP = "layout.json"
@@ -35,9 +36,12 @@ _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 def describe(engine: Any) -> dict[str, Any] | None:
     """The map of this rank's shard; None where parameters are cut by more than ZeRO, or in a way that is not known."""
-    if engine.dp_world_size != dist.get_world_size() or engine.has_moe_layers:
+    if engine.seq_dp_world_size != dist.get_world_size():
         return None
+    if engine.has_moe_layers and engine.zero_optimization_stage() == 0:
+        return None  # whose experts are in files of their own, without their states
     trained = _trained(engine)
+    parts = {name: part_of(name, parameter) for name, parameter in trained.items()}
     try:
         vectors = layout.held(engine, trained)
     except ScaleError:
@@ -46,17 +50,23 @@ def describe(engine: Any) -> dict[str, Any] | None:
     return {
         "wrapper": type(wrapper).__name__,
         "optimizer": type(getattr(wrapper, "optimizer", wrapper)).__name__,
-        "shapes": {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained.items()},
+        "shapes": {part.name: part.shape for part in parts.values()},
         "counters": {name: getattr(engine, name) for name in _COUNTERS},
         "loss_scale": float(wrapper.loss_scale) if engine.fp16_enabled() else None,
         "shard": {
             "file": _file(engine),
-            "vectors": [
-                {name: [piece.start, piece.stop, piece.offset] for name, piece in vector.pieces.items()}
-                for vector in vectors
-            ],
+            "vectors": [_places(vector.pieces, parts) for vector in vectors],
         },
     }
+
+
+def _places(pieces: dict[str, layout.Piece], parts: dict[str, Part]) -> dict[str, list[list[int]]]:
+    """[start, stop, offset] of each stretch of a vector, by the whole parameter that it is of."""
+    places: dict[str, list[list[int]]] = {}
+    for name, piece in pieces.items():
+        found = parts[name].places(piece.start, piece.stop, piece.offset)
+        places.setdefault(parts[name].name, []).extend(found)
+    return places
 
 
 def whole_map(engine: Any) -> str | None:
@@ -172,7 +182,8 @@ class Saved:
             return [f"{path.name} is not a shard of {self.map['wrapper']}: {error!r}"]
         problems = []
         for number, (pieces, master) in enumerate(pairs):
-            needed = max((stop for _, stop, _ in pieces.values()), default=0)
+            places = [(name, place) for name, stretches in pieces.items() for place in _stretches(stretches)]
+            needed = max((stop for _, (_, stop, _) in places), default=0)
             if master.numel() < needed:
                 problems.append(f"{path.name}: vector {number} has {master.numel()} of {needed} elements")
             vector = {MASTER: master}
@@ -185,7 +196,7 @@ class Saved:
                     self.numbers[key] = max(self.numbers.get(key, 0), float(value))
                 else:
                     self.others.add(key)
-            for name, (start, stop, offset) in pieces.items():
+            for name, (start, stop, offset) in places:
                 self._places[name].append(_Place(offset, offset + stop - start, vector, start))
         return problems
 
@@ -198,6 +209,11 @@ class Saved:
             if ends != begins:
                 names.append(name)
         return names
+
+
+def _stretches(found: list[Any]) -> list[list[int]]:
+    """A parameter's stretches of a vector; earlier versions wrote the only one there was."""
+    return found if found and isinstance(found[0], list) else [found]
 
 
 def read_map(checkpoint: Path, field: str = "resume") -> Any:
@@ -275,10 +291,9 @@ def load(engine: Any, checkpoint: Path) -> None:
     saved.require_movable()
     optimizer = getattr(wrapper, "optimizer", wrapper)
     trained = _trained(engine)
-    if trained.keys() != saved.shapes.keys():
-        raise InputError(
-            "resume", str(checkpoint), f"has other parameters: {sorted(trained.keys() ^ saved.shapes.keys())}"
-        )
+    parts = {name: part_of(name, parameter) for name, parameter in trained.items()}
+    if other := {part.name for part in parts.values()} ^ saved.shapes.keys():
+        raise InputError("resume", str(checkpoint), f"has other parameters: {sorted(other)}")
     at_stage_3 = engine.zero_optimization_stage() == 3
     if at_stage_3:
         wrapper.checkpoint_event_prologue()  # releases what is gathered, which would stay as it was
@@ -287,10 +302,11 @@ def load(engine: Any, checkpoint: Path) -> None:
         for key, dtype in saved.states.items():  # in place where it is, since DeepSpeed may have views of it
             if key not in state:
                 state[key] = torch.zeros_like(vector.tensor, dtype=dtype)
-        for name, piece in vector.pieces.items():
-            for key in (MASTER, *saved.states):
-                tensor = vector.tensor if key == MASTER else state[key]
-                saved.fill(tensor.view(-1)[piece.start : piece.stop], name, key, piece.offset)
+        for key in (MASTER, *saved.states):
+            tensor = vector.tensor if key == MASTER else state[key]
+            for name, stretches in _places(vector.pieces, parts).items():
+                for start, stop, offset in stretches:
+                    saved.fill(tensor.view(-1)[start:stop], name, key, offset)
         state |= {key: _number(optimizer, vector.tensor, value) for key, value in saved.numbers.items()}
         if at_stage_3 and vector.working is not None:
             vector.working.copy_(vector.tensor)
@@ -298,7 +314,8 @@ def load(engine: Any, checkpoint: Path) -> None:
         wrapper.checkpoint_event_epilogue()  # gathers small parameters, which stay whole
     else:
         for name, parameter in trained.items():  # of all ranks, where this one steps a part
-            saved.fill(parameter.view(-1), name, MASTER)
+            for start, stop, offset in parts[name].places(0, parameter.numel(), 0):
+                saved.fill(parameter.view(-1)[start:stop], parts[name].name, MASTER, offset)
     for name, value in saved.map["counters"].items():
         setattr(engine, name, value)
     if engine.fp16_enabled() and saved.map["loss_scale"]:
