@@ -84,8 +84,11 @@ def not_at_stage(split: Split) -> tuple[str, str]:
     return "", ""
 
 
-def unsplittable(shape: Shape, split: Split, seq_length: int) -> tuple[str, str]:
-    """(why `shape` cannot be split as asked, what works); empty strings where it can."""
+def unsplittable(shape: Shape, split: Split, seq_divisor: int) -> tuple[str, str]:
+    """(why `shape` cannot be split as asked, what works); empty strings where it can.
+
+    `seq_divisor` is what the length of every sample is a multiple of.
+    """
     if reason := not_run(shape, split):
         others = ", ".join(sorted(PARALLELISMS[shape.family].runnable)) or "none of the others"
         return reason, f"data parallelism works, and of the others one at a time: {others}"
@@ -94,7 +97,7 @@ def unsplittable(shape: Shape, split: Split, seq_length: int) -> tuple[str, str]
     for kind, size in split.parallelism.items():
         if kind == "pipeline" and size > shape.num_layers:
             return f"pipeline_parallel_size {size} exceeds the {shape.num_layers} layers", f"1 to {shape.num_layers}"
-        divided = _divided(kind, shape, seq_length)
+        divided = _divided(kind, shape, seq_divisor)
         for what, whole in divided.items():
             if whole % size:
                 common = gcd(*divided.values())
@@ -103,7 +106,7 @@ def unsplittable(shape: Shape, split: Split, seq_length: int) -> tuple[str, str]
     return "", ""
 
 
-def _divided(kind: str, shape: Shape, seq_length: int) -> dict[str, int]:
+def _divided(kind: str, shape: Shape, seq_divisor: int) -> dict[str, int]:
     """What a size of this kind must divide, by name.
 
     Not the vocabulary: tensor ranks may have one token more or less. Nor the layers: stages may have one more or less.
@@ -112,7 +115,7 @@ def _divided(kind: str, shape: Shape, seq_length: int) -> dict[str, int]:
     return {
         "tensor": heads | {"the intermediate size": shape.intermediate_size},
         "pipeline": {},
-        "sequence": heads | {"the sequence length": seq_length},
+        "sequence": heads | {"the sequence length": seq_divisor},
         "expert": {"the experts": shape.num_experts},
     }[kind]
 
@@ -127,6 +130,8 @@ def altered(optimizer: str, dropout: float, precision: str, kinds: Collection[st
                 f"dropout: {dropout:g} under tensor parallelism: what every rank computes needs the same mask on all, "
                 "and heads that are cut different ones, but torch draws both from one generator; 0 works"
             )
+    if optimizer == "muon" and {"sequence", "expert"} & set(kinds):
+        return "optimizer: DeepSpeed's Muon wants gradients reduced whole, and these ranks theirs scattered"
     if "pipeline" in kinds:
         if optimizer == "muon":  # runtime/zero/muon/original_muon.py:279 of DeepSpeed 0.19.8 gathers over all ranks
             return "optimizer: DeepSpeed's Muon takes all ranks' matrices for the same ones, and stages have others"

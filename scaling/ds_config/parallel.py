@@ -32,8 +32,37 @@ def blocks(shape: Shape, strategy: Strategy) -> dict[str, Any]:
     if strategy.sequence_parallel_size > 1:
         keys["sequence_parallel_size"] = strategy.sequence_parallel_size
     if strategy.expert_parallel_size > 1:
-        keys["expert_parallel"] = {"autoep_size": strategy.expert_parallel_size}
+        keys["expert_parallel"] = _expert_parallel(shape, strategy)
     return keys
+
+
+def _expert_parallel(shape: Shape, strategy: Strategy) -> dict[str, Any]:
+    """AutoEP, told how transformers 5.23.0 routes in its Mixtral: no token dropped, and no loss for balance.
+
+    DeepSpeed's own preset for Mixtral breaks off with that transformers (docs/upstream), so each part is named.
+    """
+    return {
+        "enabled": True,
+        "autoep_size": strategy.expert_parallel_size,
+        "expert_tensor_parallel_size": 1,
+        # scaling.models.WithLoss holds the model under one more name than AutoEP looks for.
+        "moe_layer_pattern": r"model\.model\.layers\.\d+\.mlp",
+        "router_pattern": "gate",
+        "expert_pattern": "experts",
+        "expert_w1": "gate_up_proj",
+        "expert_w2": "down_proj",
+        "expert_w3": None,
+        "expert_activation": "swiglu",
+        "top_k": shape.experts_per_token,
+        "score_func": "softmax",
+        "score_apply": "post",
+        "route_norm": True,
+        "route_scale": 1.0,
+        "routed_scaling_factor": 1.0,
+        "load_balance_coeff": None,
+        "combine_impl": "weighted_sum",
+        "use_grouped_mm": True,
+    }
 
 
 def sizes(config: dict[str, Any]) -> Sizes:

@@ -92,6 +92,17 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
     problem, hint = unsplittable(recipe.shape, strategy, recipe.data.seq_length)
     if problem:
         raise ScaleError(f"ds_config: {problem}", hint=hint)
+    curriculum = recipe.data.curriculum
+    if curriculum and recipe.seq_divisor % sizes.sequence:
+        raise InputError(
+            "data.curriculum", f"{curriculum.start} + n x {curriculum.increment}",
+            f"are lengths that sequence_parallel_size {sizes.sequence} does not always divide",
+            hint=f"multiples of {sizes.sequence}",
+        )  # fmt: skip
+    if data_parallel_size % sizes.expert:
+        raise InputError(
+            "expert_parallel.autoep_size", sizes.expert, f"does not divide {data_parallel_size} data parallel ranks"
+        )
     return strategy
 
 
@@ -153,11 +164,13 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     problems = _contradictions(config, recipe, strategy)
     if reason := unsound(recipe.optimizer.name, strategy.zero_stage, strategy.offload_optimizer):
         problems.append(f"zero_optimization: {reason}")
-    if reason := altered(recipe.optimizer.name, recipe.dropout, strategy.parallelism):
-        problems.append(reason)
     scattered = strategy.zero_stage > 0 and _block(config, "zero_optimization").get("reduce_scatter", True)
     if scattered and OPTIMIZERS[recipe.optimizer.name].all_reduces:
         problems.append("zero_optimization.reduce_scatter: DeepSpeed 0.19.8 loses Muon's gradients; false works")
+    if not _block(config, "zero_optimization").get("reduce_scatter", True):
+        # 0.19.8: runtime/zero/stage_1_and_2.py:884 asserts it for experts; stage 3 averages otherwise (stage3.py:1878).
+        refused = {"expert", "sequence"} & set(strategy.parallelism)
+        problems += [f"zero_optimization.reduce_scatter: {kind} parallelism needs true" for kind in sorted(refused)]
     if strategy.zero_stage == 0 and recipe.precision != "fp32":
         problems.append(
             f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8"
@@ -177,8 +190,8 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
     ready |= {
         "gradient_accumulation_steps": steps,
         "gradient_clipping": recipe.gradient_clipping,
-        **ours,
         **parallel.blocks(recipe.shape, strategy),
+        **ours,
         **write.precision_blocks(recipe.precision, strategy),
     }
     return ready, notes
@@ -214,6 +227,7 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
         "scheduler": write.scheduler_block(recipe),
         "train_batch_size": recipe.global_batch_size,
         "tensor_parallel": parallel.blocks(recipe.shape, strategy).get("tensor_parallel", {"autotp_size": 1}),
+        "expert_parallel": parallel.blocks(recipe.shape, strategy).get("expert_parallel"),  # which says how to route
     }
     if "optimizer" in config and expected["optimizer"] is None:
         name = recipe.optimizer.name

@@ -62,7 +62,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
         if not offload_ignored(stage, optimizer, param)
     ]
     checkpointings: tuple[Checkpointing, ...] = ("none", "full")
-    for tp, pp, sp, ep in parallel_sizes(recipe.shape, recipe.data.seq_length, cluster):
+    for tp, pp, sp, ep in parallel_sizes(recipe.shape, recipe.seq_divisor, cluster):
         if recipe.batch_divisor % (cluster.world_size // (tp * pp * sp)):
             continue
         for (stage, optimizer, param), checkpointing in product(machinery, checkpointings):
@@ -78,7 +78,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
             )
             layout = replace(layout, not_run=not_run(recipe.shape, layout))
             # Of what is run, only sizes that divide what the runtime divides.
-            if layout.not_run or not unsplittable(recipe.shape, layout, recipe.data.seq_length)[0]:
+            if layout.not_run or not unsplittable(recipe.shape, layout, recipe.seq_divisor)[0]:
                 yield layout
 
 
@@ -98,7 +98,7 @@ class Sizes(NamedTuple):
     expert: int = 1
 
 
-def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[Sizes]:
+def parallel_sizes(shape: Shape, seq_divisor: int, cluster: Cluster) -> Iterator[Sizes]:
     """Sizes that divide heads, layers, sequence and experts; none of them first.
 
     Tensor and sequence parallel ranks stay within a node, where the links are fast; DeepSpeed's sequence parallelism
@@ -111,7 +111,7 @@ def parallel_sizes(shape: Shape, seq_length: int, cluster: Cluster) -> Iterator[
         if world % (tp * pp) == 0:
             yield Sizes(tensor=tp, pipeline=pp)
     for sp in within[1:]:
-        if heads % sp == 0 and seq_length % sp == 0:
+        if heads % sp == 0 and seq_divisor % sp == 0:
             yield Sizes(sequence=sp)
     for ep in _divisors(shape.num_experts)[1:]:
         if world % ep == 0:
@@ -138,8 +138,6 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
     stage = layout.zero_stage
     if reason := unsound(recipe.optimizer.name, stage, layout.offload_optimizer):
         return reason
-    if reason := altered(recipe.optimizer.name, recipe.dropout, layout.kinds):
-        return reason
     if stage == 0 and recipe.precision != "fp32":
         return (
             f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
@@ -147,10 +145,4 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
         )
     if reason := altered(recipe.optimizer.name, recipe.dropout, recipe.precision, layout.kinds):
         return reason
-    if reason := not_at_stage(layout)[0]:
-        return reason
-    if layout.sequence_parallel_size > 1 and stage != 3:
-        return "below stage 3 DeepSpeed's Ulysses gives gradients that are too large by the sequence-parallel size"
-    if layout.expert_parallel_size > 1 and stage == 3:  # runtime/engine.py:2215
-        return "DeepSpeed refuses its mixtures of experts at ZeRO stage 3"
-    return ""
+    return not_at_stage(layout)[0]

@@ -386,6 +386,12 @@ class Recipe(_Strict):
         return spans_of(self.data.seq_length, self.data.masking_fraction, self.data.mean_span_length)
 
     @property
+    def seq_divisor(self) -> int:
+        """What the length of every sample is a multiple of, and so what sequence parallel ranks have to divide."""
+        curriculum = self.data.curriculum
+        return gcd(curriculum.start, curriculum.increment) if curriculum else self.data.seq_length
+
+    @property
     def predicted_fraction(self) -> float:
         """Targets per token of `data.seq_length`: logits are computed for as many."""
         match self.task:

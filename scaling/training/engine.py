@@ -224,13 +224,17 @@ def discard_gradients(engine: Any) -> None:
     scaler = vars(wrapper.loss_scaler) if engine.fp16_enabled() else {}
     before = dict(scaler)
     scaler |= {"cur_hysteresis": 2} if scaler else {}  # so that a scale at its floor is no error
+    standing = [vars(owner).get(name) for owner, name, _ in shown]
     for owner, name, answer in shown:
         setattr(owner, name, partial(_answered, answer))
     try:
         _step(engine)
     finally:
-        for owner, name, _ in shown:
-            delattr(owner, name)
+        for (owner, name, _), own in zip(shown, standing, strict=True):
+            if own is None:
+                delattr(owner, name)
+            else:  # a clipping of ours
+                setattr(owner, name, own)
         scaler |= before
 
 

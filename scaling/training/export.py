@@ -58,6 +58,9 @@ def _weights(source: Path) -> dict[str, torch.Tensor]:
         if (source / universal.BUFFERS).is_file():
             weights |= load_shard(source / universal.BUFFERS, map_location="cpu")
         return weights
+    if manifest.read(source, "run").plan.get("expert_parallel_size", 1) > 1:
+        raise InputError("run", str(source), "has experts spread over ranks at ZeRO-0, which are not put together",
+                         hint="checkpoints written at ZeRO 1, 2 and 3 are exported")  # fmt: skip
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars and banners

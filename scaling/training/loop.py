@@ -18,7 +18,7 @@ from scaling.errors import Stopped
 from scaling.manifest import NoCheckpoint, step_of, steps
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
-from scaling.training import checkpoint
+from scaling.training import checkpoint, sequence
 from scaling.training.checkpoint import Reached, Saver
 from scaling.training.engine import (
     DTYPES,
@@ -293,12 +293,14 @@ class Training:
     def seed_dropout(self, first_sample: int) -> None:
         """Makes dropout a function of the position in the data, so that a resumed run draws the same masks.
 
-        No two micro batches of a run share their first sample. torch's CPU generator takes the low 32 bits of a seed,
-        which an odd factor keeps apart. A stage of a pipeline draws as of samples far on.
+        No two micro batches of a run share their first sample, and no two slices of one their number. torch's CPU
+        generator takes the low 32 bits of a seed, which an odd factor keeps apart. A stage of a pipeline draws as of
+        samples far on.
         """
         if self.recipe.dropout:
-            stage = place_of(self.ranks.rank, self.strategy).pipeline
-            torch.manual_seed(self.recipe.seed + 1_000_003 * (first_sample + stage * _SAMPLES_OF_A_STAGE))
+            place, slices = place_of(self.ranks.rank, self.strategy), self.strategy.sequence_parallel_size
+            number = slices * first_sample + place.sequence + place.pipeline * _SAMPLES_OF_A_STAGE
+            torch.manual_seed(self.recipe.seed + 1_000_003 * number)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -352,7 +354,9 @@ class Training:
             )
 
     def moved(self, batch: Batch) -> Batch:
-        """On this rank's device, and pixels in the model's own width."""
+        """This rank's part of a batch, on its device, and pixels in the model's own width."""
+        if self.strategy.sequence_parallel_size > 1:
+            batch = sequence.slice_of(batch, self.ranks.rank, self.strategy, self.recipe.shape.family)
         width = DTYPES[self.recipe.precision]
         dtypes = {name: width if tensor.is_floating_point() else tensor.dtype for name, tensor in batch.items()}
         return {name: batch[name].to(self.ranks.device, dtype, non_blocking=True) for name, dtype in dtypes.items()}

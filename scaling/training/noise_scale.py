@@ -22,7 +22,11 @@ from scaling.training.pipeline import is_pipelined, named_parameters
 
 
 class GradientNoise:
-    """Measures while `engine` trains, or says `why_not`: a step of one micro batch has nothing to compare."""
+    """Measures while `engine` trains, or says `why_not`.
+
+    A step of one micro batch has nothing to compare, and there are layouts in which no rank has a micro batch's whole
+    gradient: it is that of a slice of the sequences, or its experts see other ranks' samples.
+    """
 
     def __init__(self, engine: Any, strategy: Strategy, device: torch.device) -> None:
         self.engine, self.device = engine, device
@@ -34,6 +38,8 @@ class GradientNoise:
         elif is_pipelined(engine) and engine.module.has_shared_weights:
             # Each end sees its part of that weight's gradient, and the parts' norms do not say that of their sum.
             self.why_not = "the head's weight being the embedding's, on another stage of the pipeline"
+        elif found := {"sequence", "expert"} & set(strategy.parallelism):
+            self.why_not = f"no rank having a micro batch's whole gradient under {found.pop()} parallelism"
         self._norms: list[tuple[str, torch.Tensor]] = []  # of this backward so far
         self._of_step: list[tuple[list[tuple[str, int]], torch.Tensor]] = []  # ([(name, norms)], all of them in fp32)
         for name, parameter in named_parameters(engine).items():

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.moe.utils import is_moe_param, split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -44,12 +45,24 @@ def require_kernel(recipe: Recipe, strategy: Strategy) -> None:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, biases and norms do not (Devlin et al. 2018; Radford et al. 2019)."""
+    """Matrices decay, biases and norms do not (Devlin et al. 2018; Radford et al. 2019).
+
+    Experts that are on some ranks alone are groups of their own, as DeepSpeed wants them.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    dimensions = [len(getattr(p, "ds_shape", p.shape)) for p in parameters]  # ZeRO-3 leaves a parameter none
+    groups = [
+        {"params": [p for p, d in zip(parameters, dimensions, strict=True) if d >= 2], "weight_decay": weight_decay},
+        {"params": [p for p, d in zip(parameters, dimensions, strict=True) if d < 2], "weight_decay": 0.0},
     ]
+    if any(is_moe_param(p) for p in parameters):
+        return split_params_into_different_moe_groups_for_optimizer(named(groups))
+    return groups
+
+
+def named(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`groups` with the names by which DeepSpeed splits experts off (0.19.8, moe/utils.py)."""
+    return [{**group, "name": f"group {number}"} for number, group in enumerate(groups)]
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:

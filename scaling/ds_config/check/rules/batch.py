@@ -117,12 +117,9 @@ def _sequence_parallel(view: View) -> Iterator[Hit]:
     shared = view.get(name)
     by_compiler = "autosp" in (view.get("compile.passes") or ())
     if shared and shared > 1 and not view.says("data_parallel_size") and not by_compiler:
-        size = view.context.world_size // shared if view.context.world_size else "ranks / " + str(shared)
+        # Not "data_parallel_size" beside it: docs/upstream/sequence_parallel_mesh.py.
         yield Hit(
-            path=(name,),
-            severity=None if view.context.trainer == "none" else WARNING,  # accelerate may pass an mpu
-            says=f"{shared} without data_parallel_size",
-            mend=f'"data_parallel_size": {size} beside it, or register Ulysses in the script (mpu)',
+            path=(name,), says=f"{shared} without data_parallel_size", mend="register Ulysses in the script (mpu)"
         )
 
 
@@ -237,9 +234,10 @@ RULES = (
     ),
     Rule(
         id="SC016", title="sequence_parallel_size without data_parallel_size", outcome=CHANGES,
+        severity=WARNING,  # right where the script registers Ulysses, as scale/train.py does
         does="DeepSpeed divides the ranks by it in the batch arithmetic, and shards no sequence",
         find=_sequence_parallel, source="__init__.py:initialize; runtime/config.py:DeepSpeedConfig.__init__",
-        mend='"data_parallel_size" beside it, or Ulysses registered in the script (mpu)',
+        mend="Ulysses registered in the script (mpu), as scale/train.py does it",
     ),
     Rule(
         id="SC032", title="gradient_clipping that is not a number", outcome=AT_STEP,
