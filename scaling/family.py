@@ -86,7 +86,9 @@ class Family:
     mlp_biases: bool = True
     norms_queries: bool = False  # and keys, each head's alike
     gated_mlp: bool = False
+    gate_is_optional: bool = False
     tied_embeddings: bool = True
+    always_tied: bool = False
     token_types: int = 0
     norms_embeddings: bool = False
     norms_output: bool = True  # after the last layer; False where layers are post-norm
@@ -191,14 +193,14 @@ _ROWS = (
     Family(
         name="bert", model_type="bert", kind="encoder",
         source="Devlin et al. 2018 (arXiv 1810.04805), post-norm, a masked-LM head tied to the embedding, no pooler",
-        token_types=2, norms_embeddings=True, norms_output=False, mlm_head=True,
+        always_tied=True, token_types=2, norms_embeddings=True, norms_output=False, mlm_head=True,
         constants={"type_vocab_size": 2, "hidden_act": "gelu"}, settings=_BERT_SETTINGS,
         dropout_names=_BERT_DROPOUT,
     ),
     Family(
         name="roberta", model_type="roberta", kind="encoder",
         source="Liu et al. 2019 (arXiv 1907.11692): BERT without segments",
-        position_offset=2, token_types=1, norms_embeddings=True, norms_output=False, mlm_head=True,
+        position_offset=2, always_tied=True, token_types=1, norms_embeddings=True, norms_output=False, mlm_head=True,
         constants={"type_vocab_size": 1, "hidden_act": "gelu"}, fixed={"pad_token_id": 1},
         settings={**_BERT_SETTINGS, "layer_norm_eps": 1e-5}, silent={"type_vocab_size": 2, "layer_norm_eps": 1e-12},
         dropout_names=_BERT_DROPOUT,
@@ -223,7 +225,7 @@ _ROWS = (
     Family(
         name="t5", model_type="t5", kind="encoder-decoder",
         source="Raffel et al. 2020 (arXiv 1910.10683), pre-norm RMSNorm, relative positions; gated: version 1.1",
-        norm="rms", positions="relative", attention_biases="none", mlp_biases=False,
+        norm="rms", positions="relative", attention_biases="none", mlp_biases=False, gate_is_optional=True,
         names={"num_decoder_layers": ("num_decoder_layers",), "num_layers": ("num_layers",),
                "hidden_size": ("d_model",), "num_attention_heads": ("num_heads",), "intermediate_size": ("d_ff",),
                "head_dim": ("d_kv",), "max_position_embeddings": ("n_positions",)},
@@ -235,7 +237,7 @@ _ROWS = (
         name="transformer", model_type="marian", kind="encoder-decoder",
         source="Vaswani et al. 2017 (arXiv 1706.03762), post-norm, sinusoidal positions, ReLU; transformers' Marian, "
         "whose sines stand before its cosines",
-        positions="sinusoidal", norms_output=False, names=_BART_NAMES,
+        positions="sinusoidal", always_tied=True, norms_output=False, names=_BART_NAMES,
         constants={"activation_function": "relu", "scale_embedding": True, "share_encoder_decoder_embeddings": True},
         fixed=_BART_FIXED, ignored=("init_std",),
         silent={"activation_function": "gelu", "scale_embedding": False},
@@ -244,7 +246,7 @@ _ROWS = (
     Family(
         name="bart", model_type="bart", kind="encoder-decoder",
         source="Lewis et al. 2020 (arXiv 1910.13461), post-norm, learned positions, GELU",
-        position_offset=2, norms_embeddings=True, norms_output=False, names=_BART_NAMES,
+        position_offset=2, always_tied=True, norms_embeddings=True, norms_output=False, names=_BART_NAMES,
         constants={"activation_function": "gelu", "scale_embedding": False},
         fixed=_BART_FIXED, settings={"init_std": 0.02},
         dropout_names=("dropout", "attention_dropout"),

@@ -6,6 +6,7 @@ L layers, E experts.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from scaling.errors import InputError, did_you_mean
 from scaling.family import CHOICES, FAMILIES, Family, Setting
@@ -119,6 +120,24 @@ class Shape:
             if self.max_position_embeddings != positions:
                 problem = f"is not {positions}: one for each patch and one for the class token"
                 raise InputError("model.max_position_embeddings", self.max_position_embeddings, problem)
+
+    def require_buildable(self) -> None:
+        """Raises InputError where no model of transformers' class for the family has these dimensions.
+
+        There may be a Shape of them: others' published runs are priced, whose code has what transformers' has not.
+        """
+        traits, names = self.traits, self.traits.config_names
+        usual: dict[str, tuple[Any, bool]] = {  # by field: what the class always has, unless it can have another
+            "num_key_value_heads": (self.num_attention_heads, "num_key_value_heads" in names),
+            "explicit_head_dim": (self.hidden_size // self.num_attention_heads, "head_dim" in names),
+            "num_experts": (1, "num_experts" in names),
+            "gated_mlp": (traits.gated_mlp, traits.gate_is_optional),
+            "tied_embeddings": (traits.tied_embeddings, not traits.always_tied),
+        }
+        for field, (always, is_free) in usual.items():
+            value = getattr(self, field)
+            if not is_free and value not in (always, None):
+                raise InputError(f"model.{field}", value, f"is not what a {self.family} has, {always}")
 
     @property
     def traits(self) -> Family:

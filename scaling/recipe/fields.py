@@ -64,7 +64,7 @@ class Model(_Strict):
 
     @model_validator(mode="after")
     def _buildable(self) -> "Model":
-        self.shape  # noqa: B018  # raises
+        self.shape.require_buildable()
         return self
 
     @property

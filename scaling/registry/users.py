@@ -37,7 +37,7 @@ def own(model: str, field: str = "model") -> Entry:
     """The entry that "hf:PATH", "hf:owner/name" or "my_model.py:function" means.
 
     Nothing is downloaded: a name on the hub stands for what transformers' cache has of it. A function takes nothing and
-    returns a Shape, what a config.json would hold, or a transformers model or configuration; the file is run. Raises
+    returns a Shape, what a config.json would hold, or a transformers configuration; the file is run. Raises
     InputError.
     """
     if found := _function_of(model):
@@ -130,13 +130,15 @@ def _of_function(path: Path, function: str, model: str, field: str) -> Entry:
 def _shape(value: Any, name: str, model: str, field: str) -> Shape:
     """The shape that a user's function means by `value`."""
     if isinstance(value, Shape):
+        value.require_buildable()
         return value
-    config = getattr(value, "config", value)  # of a transformers model
-    config = config.to_dict() if hasattr(config, "to_dict") else config
+    config = value.to_dict() if hasattr(value, "to_dict") else value
     if isinstance(config, Mapping):
         return shape_of(config, name, field)
     problem = f"returned a {type(value).__name__}"
-    hint = "a scaling.shape.Shape, a dict like a config.json, or a transformers model or configuration"
+    if hasattr(value, "state_dict"):
+        problem += ", whose weights would not be taken"
+    hint = "a scaling.shape.Shape, a dict like a config.json, or a transformers configuration; weights are hf:PATH"
     raise InputError(field, model, problem, hint=hint)
 
 

@@ -23,34 +23,8 @@ FAMILIES_CUT = [name for name in FAMILIES if "pipeline" in PARALLELISMS[name].ru
 LONG = ("gpt2", "bert")
 
 
-class Images:
-    """Noise and its class, by the sample's number."""
-
-    num_samples = 20
-
-    def batch(self, indices, seq_length=None):
-        drawn = [torch.Generator().manual_seed(index) for index in indices]
-        return {
-            "pixel_values": torch.stack([torch.randn(3, 16, 16, generator=each) for each in drawn]),
-            "labels": torch.cat([torch.randint(0, 10, (1,), generator=each) for each in drawn]),
-        }
-
-
-def prepared(recipe, *, base, cache):
-    if recipe.shape.family == "vit":
-        return SimpleNamespace(train=Images(), validation=Images())
-    return prepare(recipe, base=base, cache=cache)
-
-
-prepare = data.prepare
-
-
 def recipes_of(folder):
-    recipes = {}
-    for name in FAMILIES_CUT:
-        fewer = {"data": {**recipe_of("gpt2", folder).data.model_dump(), "seq_length": 16}} if name == "vit" else {}
-        recipes[name] = recipe_of(name, folder, num_steps=10 if name in LONG else 6, **fewer)
-    return recipes
+    return {name: recipe_of(name, folder, num_steps=10 if name in LONG else 6) for name in FAMILIES_CUT}
 
 
 def training(folder, recipe, strategy, here):
@@ -69,7 +43,7 @@ def training(folder, recipe, strategy, here):
     engine, gauge = make_engine(recipe, config, strategy), MemoryGauge(here.device)
     return Training(
         recipe=recipe, strategy=strategy, ranks=here, engine=engine, folder=folder, talk=None, metrics=None,
-        corpus=prepared(recipe, base=folder, cache=folder / "cache"), gauge=gauge,
+        corpus=data.prepare(recipe, base=folder, cache=folder / "cache"), gauge=gauge,
         noise=GradientNoise(engine, strategy, here.device), watch=Watch(recipe, here, engine, gauge, {}),
         saver=checkpoint.Saver(engine, folder / "checkpoints", recipe, strategy, here), judge=Judge(recipe.guards),
         watchdog=Watchdog(folder, here, None, hint=""), request=StopRequest(), hint="", step=0,
@@ -118,10 +92,9 @@ def test_every_family_gives_the_losses_of_a_plain_torch_loop(data_parallel_size,
     cases |= {f"{name}, other stage": (recipes[name], other) for name in LONG}
     everyones = on_ranks(strategy.world_size, trained, tmp_path, cases)
     for name, (recipe, _) in cases.items():
-        steps = recipe.num_steps
-        with mock.patch.object(data, "prepare", prepared):
-            expected = reference(recipe, tmp_path, (8,) * steps, (32,) * steps)
-        assert expected[0][-1] < expected[0][0] - 0.05 or recipe.shape.family == "vit", name  # noise has no pattern
+        expected = reference(recipe, tmp_path)
+        if recipe.shape.family != "vit":  # to which so few images teach too little to see
+            assert expected[0][-1] < expected[0][0] - 0.05, name
         found = [each[name] for each in everyones]
         require_same(found, expected, name)
         first, last = found[0][3], found[-1][3]
@@ -240,12 +213,12 @@ def test_a_checkpoint_goes_on_bit_for_bit_elsewhere_too_and_is_exported(stage, t
     from scaling import manifest
     from scaling.training import export
 
-    corpus = prepare(recipe, base=tmp_path, cache=tmp_path / "cache")
-    shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer")
+    corpus = data.prepare(recipe, base=tmp_path, cache=tmp_path / "cache")
+    shutil.copytree(corpus.preprocessor_dir, folder / "tokenizer")
     exported = export.export(folder, tmp_path / "model")
     weights = safetensors.torch.load_file(exported / "model.safetensors")
     (alone,) = on_ranks(1, lives, tmp_path / "alone", recipe, layout(1, stage, micro=4))
-    shutil.copytree(corpus.tokenizer_dir, tmp_path / "alone" / "tokenizer")
+    shutil.copytree(corpus.preprocessor_dir, tmp_path / "alone" / "tokenizer")
     plain = safetensors.torch.load_file(export.export(tmp_path / "alone", tmp_path / "plain") / "model.safetensors")
     assert weights.keys() == plain.keys()
     for name, weight in weights.items():
@@ -318,7 +291,7 @@ def test_what_is_not_split_is_refused_with_what_works(tmp_path):
         (recipe, layout(8, 0, micro=1, pipeline=8), "pipeline_parallel_size 8 exceeds the 4 layers", "1 to 4"),
         (recipe, layout(2, 2, pipeline=2), "pipeline parallelism does not run at ZeRO stage 2", "stages 0 and 1"),
         (recipe, layout(2, 3, pipeline=2), "pipeline parallelism does not run at ZeRO stage 3", "stages 0 and 1"),
-        (t5, layout(2, 1, pipeline=2), "pipeline parallelism of a t5 would carry the encoder's", "parallel_size 1"),
+        (t5, layout(2, 1, pipeline=2), "pipeline parallelism of a t5 would carry the encoder's", "of the others"),
     ):
         said, offered = unsplittable(what.shape, strategy, 32)
         assert problem in said
@@ -329,8 +302,8 @@ def test_what_is_not_split_is_refused_with_what_works(tmp_path):
         "adam_eps": 1e-8,
     }  # fmt: skip
     for changes, keys, problem in (
-        ({"optimizer": muon, "gradient_clipping": 0.0}, {}, "pipeline: DeepSpeed's Muon"),
-        ({"precision": "fp16"}, {}, "pipeline: fp16 has not been run"),
+        ({"optimizer": muon, "gradient_clipping": 0.0}, {}, "optimizer: DeepSpeed's Muon"),
+        ({"precision": "fp16"}, {}, "precision: fp16 has not been run"),
         ({}, {"wall_clock_breakdown": True}, "wall_clock_breakdown: breaks off"),
     ):
         asked = recipe_of("gpt2", tmp_path, **changes)
