@@ -127,7 +127,7 @@ def work(folder: Path) -> None:
                 getattr(self.engine.optimizer, "ipg_buckets", {}).values() if self.strategy.zero_stage == 3 else ()
             )
             standing = sum(bucket.buffer.untyped_storage().nbytes() for bucket in buckets)  # buffers, not states
-            found = {"states": live_bytes() - standing, "peak": self.gauge.peak_allocated_bytes}
+            found = {"states": live_bytes(self.recipe) - standing, "peak": self.gauge.peak_allocated_bytes}
             (folder / f"measured_{self.ranks.rank}.json").write_text(json.dumps(found))
 
     Training.report = report  # type: ignore[method-assign]
@@ -137,16 +137,18 @@ def work(folder: Path) -> None:
     ])  # fmt: skip
 
 
-def live_bytes() -> int:
-    """Bytes of every tensor alive, once a storage."""
+def live_bytes(recipe: Recipe) -> int:
+    """Bytes of every tensor alive, once a storage, but for batches and hidden states in a pipeline's buffers."""
     import gc
 
     import torch
 
     gc.collect()
-    storages = {}
+    storages, hidden = {}, (_MICRO_BATCH, recipe.data.seq_length, recipe.shape.hidden_size)
     for candidate in gc.get_objects():
-        if type(candidate) in (torch.Tensor, torch.nn.Parameter) and not candidate.is_meta:
+        if type(candidate) not in (torch.Tensor, torch.nn.Parameter) or candidate.is_meta:
+            continue
+        if candidate.dtype != torch.int64 and candidate.shape != hidden:
             storage = candidate.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
@@ -167,19 +169,20 @@ def main() -> None:
     for family in args.families:
         shape = shape_of(family)
         for name, layout in LAYOUTS.items():
-            if not layout.kinds <= PARALLELISMS[family].runnable or (
-                args.layouts and name not in args.layouts.split(",")
-            ):
+            runs = layout.kinds <= PARALLELISMS[family].runnable and (layout.stage or args.precision == "fp32")
+            if not runs or (args.layouts and name not in args.layouts.split(",")):
                 continue
             micro_steps = 2 if layout.pipeline > 1 else 1
             strategy = strategy_of(shape, layout, micro_steps)
             recipe = recipe_of(shape, args.precision, strategy.global_batch_size)
             cluster, _ = hardware.cluster_of("cpu", strategy.world_size, 1, None, None)
-            estimate = cost.memory(cost.Job.of(recipe), strategy, cluster)
+            job, ends = cost.Job.of(recipe), ("first", "last")
+            states = max(cost.memory(job, strategy, cluster, rank=end).moments["save"] for end in ends)
+            peak = cost.memory(job, strategy, cluster).peak_allocated_bytes
             with tempfile.TemporaryDirectory() as scratch:
                 by_rank = measured(Path(scratch), recipe, strategy)
             figures = []
-            for predicted, key in ((estimate.moments["save"], "states"), (estimate.peak_allocated_bytes, "peak")):
+            for predicted, key in ((states, "states"), (peak, "peak")):
                 worst = max(rank[key] for rank in by_rank)
                 figures += [
                     f"{predicted / 1e6:10.2f}",

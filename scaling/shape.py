@@ -197,6 +197,13 @@ class Shape:
         return self.attention_matmul_params + biases + (2 * self.head_dim if self.traits.norms_queries else 0)
 
     @cached_property
+    def output_biases(self) -> int:
+        """Of one layer's biases those of query, key, value and the MLP's first matrices: tensor ranks have parts."""
+        attention = 0 if self.traits.attention_biases == "none" else self.query_size + 2 * self.key_value_size
+        gate_and_up = self.intermediate_size * (2 if self.gated_mlp else 1)
+        return attention + (gate_and_up * self.num_experts if self.traits.mlp_biases else 0)
+
+    @cached_property
     def mlp_params(self) -> int:
         """One layer's MLP: its experts, their biases and their router."""
         biases = (

@@ -6,8 +6,9 @@ Alphabet: B micro batch, T sequence, D hidden, F intermediate, N heads, V vocabu
 from scaling.cost.job import Job
 from scaling.cost.model_states import FP32_BYTES, element_bytes
 from scaling.cost.profile import DEEPSPEED, Profile
+from scaling.cost.stages import layers_of_rank
 from scaling.shape import Shape
-from scaling.strategy import LOSS_CHUNK_TOKENS, Rank, Strategy, layers_per_rank
+from scaling.strategy import LOSS_CHUNK_TOKENS, Rank, Strategy
 
 
 def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float, float]:
@@ -109,7 +110,7 @@ def activations(
     if strategy.sequence_parallel_size > 1 and strategy.sequence_parallelism == "ulysses":
         gradients += exchanged / tp
     gradients *= tokens * width
-    waiting = layers_per_rank(shape, strategy) * in_flight(strategy, rank)
+    waiting = layers_of_rank(job, strategy, profile, rank) * in_flight(strategy, rank)
     if shape.num_decoder_layers:  # in layers of the encoder's kind
         share = job.predicted_fraction
         cut, uncut = decoder_saved_elements(job, profile)
@@ -124,7 +125,8 @@ def activations(
         case "selective" if profile.selective == "scores":
             kept, remade = layer - tokens * scores, tokens * scores
         case "selective":  # attention's output and those of the first, third, ... matmul: query, value, the MLP's first
-            outputs = shape.query_size + shape.key_value_size + shape.experts_per_token * shape.intermediate_size
+            outputs = shape.query_size + shape.key_value_size
+            outputs += 0 if job.tiled_mlp else shape.experts_per_token * shape.intermediate_size
             outputs += shape.key_value_size if one_matmul_makes_keys(shape) else 0
             outputs += 0 if job.dropout else shape.query_size  # scaling/models/checkpointing.py
             kept = checkpoint + tokens * outputs * width / tp

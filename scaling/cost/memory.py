@@ -6,7 +6,7 @@ steps (tests/cost/test_memory_measured.py) and against published runs (`scale va
 
 from dataclasses import dataclass, replace
 
-from scaling.cost.activations import activations, loss_bytes, one_matmul_makes_keys
+from scaling.cost.activations import activations, loss_bytes, micro_step_tokens, one_matmul_makes_keys
 from scaling.cost.job import Job
 from scaling.cost.model_states import (
     FP32_BYTES,
@@ -18,6 +18,7 @@ from scaling.cost.model_states import (
     layer_held,
     model_states,
     moments_bytes,
+    passing_bytes,
 )
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.hardware import Cluster
@@ -114,7 +115,7 @@ def memory(
             for end in ("first", "last")
         ]
         return max(ends, key=lambda estimate: estimate.peak_allocated_bytes)
-    whole, trained = held_parameters(job, strategy, rank)
+    whole, trained = held_parameters(job, strategy, rank, profile)
     parameters, gradients, optimizer = model_states(job, strategy, whole, trained, profile)
     standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0
     saved, layer, remade, working_set = activations(job, strategy, profile, rank)
@@ -129,7 +130,7 @@ def memory(
         "backward": (standing, saved + remade + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
         "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, job.precision, profile)),
-        "save": (standing, 0, 0, 0),
+        "save": (max(0, standing - passing_bytes(job, strategy, trained, profile)), 0, 0, 0),
     }
     totals = {name: parameters + optimizer + sum(parts) for name, parts in moments.items()}
     moment = max(totals, key=totals.__getitem__)
@@ -180,11 +181,14 @@ def communication_buffers(job: Job, strategy: Strategy, trained: Held, profile: 
         elif strategy.zero_stage == 0 and strategy.shards > 1 and not profile.standing_gradients:
             gathered = trained.total  # DistributedDataParallel's buckets: every gradient
         return profile.constant_bytes + int(gathered * width)
+    # A stage receives hidden states in one buffer and their gradients in another, which stay (0.19.8, pipe/engine.py).
+    exchanged = 2 * micro_step_tokens(job, strategy) * shape.hidden_size if strategy.pipeline_parallel_size > 1 else 0
+    constant = profile.constant_bytes + int(exchanged * width)
     buckets, module = 2 * strategy.reduce_bucket_size, min(shape.largest_layer_params, int(trained.total))
     if strategy.zero_stage == 0 or (strategy.shards == 1 and strategy.offload_param == "none"):
-        return profile.constant_bytes + module * width
+        return constant + module * width
     live = live_parameters(shape, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
-    return profile.constant_bytes + (live + buckets + module) * width
+    return constant + (live + buckets + module) * width
 
 
 def live_parameters(shape: Shape, prefetch: int) -> int:

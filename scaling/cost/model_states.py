@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from scaling.cost.job import Job
 from scaling.cost.profile import DEEPSPEED, Profile
+from scaling.cost.stages import layers_of_rank
 from scaling.optimizers import OPTIMIZERS
 from scaling.shape import Shape
 from scaling.strategy import Rank, Strategy, layers_per_rank
@@ -29,24 +30,32 @@ class Held(NamedTuple):
 def layer_held(shape: Shape, strategy: Strategy) -> Held:
     """Parameters of one layer on one rank before ZeRO, cut by tensor and expert parallelism."""
     experts = shape.num_experts * shape.expert_params if shape.num_experts > 1 else 0
-    matrices, uncut = shape.layer_matmul_params - experts, shape.layer_params - shape.layer_matmul_params
-    return Held(matrices / strategy.tensor_parallel_size + uncut, experts / strategy.expert_split)
+    cut = shape.layer_matmul_params - experts + shape.output_biases
+    return Held(
+        cut / strategy.tensor_parallel_size + shape.layer_params - experts - cut, experts / strategy.expert_split
+    )
 
 
-def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Held:
+def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any", num_layers: int | None = None) -> Held:
     """Parameters of one rank before ZeRO: its pipeline stage, cut by tensor and expert parallelism.
 
     Of a pipeline the first rank has the embeddings and the last the head; a tied head is a second copy there.
+    `num_layers` are the stage's, where they are not parted evenly.
     """
     tp, pp = strategy.tensor_parallel_size, strategy.pipeline_parallel_size
     if tp == pp == shape.num_experts == 1:
         return Held(shape.num_params)
-    layers, layer, parts = layers_per_rank(shape, strategy), layer_held(shape, strategy), dict(shape.params_by_part)
+    layers = num_layers or layers_per_rank(shape, strategy)
+    layer, parts = layer_held(shape, strategy), dict[str, float](shape.params_by_part)
     del parts["layers"]
     if others := parts.pop("decoder_layers", 0):  # half of an encoder-decoder, split as the other half
         layer = layer._replace(dense=layer.dense + others / shape.num_layers / tp)
     embedding, head = parts.pop("token_embedding", 0), parts.pop("head", 0)
+    if shape.traits.positions == "relative":
+        parts["position_embedding"] /= tp  # by heads
     ends = {name: parts.pop(name, 0) for name in ("final_norm", "mlm_head")}  # the rest comes before the first layer
+    if shape.traits.mlm_head:
+        ends["mlm_head"] -= shape.vocab_size - shape.vocab_size / tp  # the decoder's own bias
     first, last = embedding / tp + sum(parts.values()), head / tp + sum(ends.values())
     if pp > 1:
         last += 0 if head else embedding / tp
@@ -54,11 +63,13 @@ def parameters_held(shape: Shape, strategy: Strategy, rank: Rank = "any") -> Hel
     return Held(layers * layer.dense + first + last, layers * layer.experts)
 
 
-def held_parameters(job: Job, strategy: Strategy, rank: Rank = "any") -> tuple[Held, Held]:
+def held_parameters(
+    job: Job, strategy: Strategy, rank: Rank = "any", profile: Profile = DEEPSPEED
+) -> tuple[Held, Held]:
     """(all parameters, those that are trained) of one rank before ZeRO.
 
     Beside adapters everything else is frozen; sinusoidal positions are, whatever the rest."""
-    held = parameters_held(job.shape, strategy, rank)
+    held = parameters_held(job.shape, strategy, rank, layers_of_rank(job, strategy, profile, rank))
     if job.adapter is None:
         return held, held._replace(dense=held.dense - job.shape.untrained_params)
     trained = Held(job.adapter.params(job.shape) / strategy.model_parallel_size)
@@ -93,8 +104,7 @@ def model_states(
     accumulated = accumulation_bytes(strategy, precision, profile)
     parameters = width * (whole.sharded(strategy) if stage == 3 else whole.total)
     gradients = accumulated * (trained.sharded(strategy) if stage >= 2 else trained.total)
-    if stage <= 1 and profile.passing_gradients and accumulated != width:
-        gradients += width * trained.total
+    gradients += passing_bytes(job, strategy, trained, profile)
     if precision != "fp32":
         parameters += profile.cast_bytes * whole.total
     optimizer = optimizer_bytes(job, stage, profile) * (trained.sharded(strategy) if stage >= 1 else trained.total)
@@ -133,6 +143,13 @@ def moments_bytes(job: Job, width: int, *, offloaded: bool = False) -> float:
     if offloaded and row.offloaded_moments is not None:
         count = row.offloaded_moments
     return count * (row.moment_bytes or width)
+
+
+def passing_bytes(job: Job, strategy: Strategy, trained: Held, profile: Profile = DEEPSPEED) -> int:
+    """Of the gradients those of one micro step, in their own width beside sums in fp32: they do not outlive a step."""
+    width = FP32_BYTES if job.precision == "fp32" else profile.parameter_bytes
+    summed_wider = accumulation_bytes(strategy, job.precision, profile) != width
+    return int(width * trained.total) if strategy.zero_stage <= 1 and profile.passing_gradients and summed_wider else 0
 
 
 def keeps_gradients(strategy: Strategy) -> bool:

@@ -134,23 +134,3 @@ class _Nothing(nn.Module):
 
     def forward(self, *args: Any, **rest: Any) -> torch.Tensor:
         return torch.zeros(())
-
-
-def shares_of_layers(num_layers: int, num_stages: int, head_in_layers: float) -> list[range]:
-    """The layers of each stage, so that the slowest is as fast as may be: at least one each, fewer beside the head.
-
-    `head_in_layers` is the head's work in layers. As few as need be are on the last stage, and the rest as even as
-    they go, the first having what is over: it waits for its gradients longest, but has no loss.
-    """
-    if num_stages == 1:
-        return [range(num_layers)]
-    others = num_stages - 1
-
-    def slowest(last: int) -> float:
-        return max(-(-(num_layers - last) // others), last + head_in_layers)
-
-    last = min(range(1, num_layers - others + 1), key=lambda count: (slowest(count), -count))
-    each, over = divmod(num_layers - last, others)
-    counts = [each + (number < over) for number in range(others)] + [last]
-    begins = [sum(counts[:number]) for number in range(num_stages)]
-    return [range(begin, begin + count) for begin, count in zip(begins, counts, strict=True)]

@@ -17,8 +17,10 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from scaling.cost.job import Job
+from scaling.cost.stages import layers_of_stages
 from scaling.data import count_targets
-from scaling.models.stages import Stage, shares_of_layers
+from scaling.models.stages import Stage
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from scaling.training.ranks import place_of
@@ -46,7 +48,7 @@ def stage_of(model: PreTrainedModel, recipe: Recipe, strategy: Strategy) -> Pipe
     So the weights are those of a run on one rank. DeepSpeed is given one module a stage: it has no layers to part.
     """
     size, number = strategy.pipeline_parallel_size, place_of(dist.get_rank(), strategy).pipeline
-    share = layers_of_stages(recipe, size)[number]
+    share = layers_of_stages(Job.of(recipe), size)[number]
     stage = Stage(model, share.start, share.stop, loss_kernel=strategy.loss_kernel)
     modules = [stage if other == number else nn.Identity() for other in range(size)]
     pipeline = PipelineModule(modules, num_stages=size, partition_method="uniform")
@@ -54,14 +56,6 @@ def stage_of(model: PreTrainedModel, recipe: Recipe, strategy: Strategy) -> Pipe
     for parameter in stage.shared:
         parameter.ds_pipe_replicated = stage.is_last  # by which DeepSpeed's norms count it once
     return pipeline
-
-
-def layers_of_stages(recipe: Recipe, num_stages: int) -> list[range]:
-    """The layers of each stage: as even in FLOPs as whole layers are, the head's counted."""
-    shape = recipe.shape
-    whole = shape.flops_per_token(recipe.data.seq_length, predicted_fraction=recipe.predicted_fraction)
-    layers = shape.flops_per_token(recipe.data.seq_length, predicted_fraction=0.0)
-    return shares_of_layers(shape.num_layers, num_stages, (whole - layers) / (layers / shape.num_layers))
 
 
 class Pipelined:

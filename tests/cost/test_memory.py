@@ -119,7 +119,9 @@ def test_memory_grows_with_the_micro_batch_and_with_the_sequence(estimate, situa
     base = estimate(**situation, seq_length=longer // 2)
     wider = estimate(**{**situation, "micro_batch_size": 2 * situation["micro_batch_size"]}, seq_length=longer // 2)
     # Only tokens count: attention is flash-like, with no T x T square but T5's biased scores and ModernBERT's windows.
-    if MODELS[situation["model"]].shape.family not in ("t5", "modernbert"):
+    # An encoder-decoder's targets are whole spans, of which twice the length has not quite twice as many.
+    shape = MODELS[situation["model"]].shape
+    if shape.family != "modernbert" and shape.traits.kind != "encoder-decoder":
         assert wider == estimate(**situation, seq_length=longer)
     assert wider.peak_allocated_bytes >= base.peak_allocated_bytes
     assert wider.moments["loss"] > base.moments["loss"]

@@ -88,8 +88,8 @@ class NotANumber:
 
         make, take, current = engine.make_engine, loop.Training.optimizer_step, [0]
 
-        def made(*args: Any) -> Any:
-            found = make(*args)
+        def made(*args: Any, **kwargs: Any) -> Any:
+            found = make(*args, **kwargs)
             for name, parameter in found.module.named_parameters():
                 if name.endswith(self.parameter):
                     parameter.register_hook(lambda gradient: gradient * torch.nan if current[0] in self.steps else None)

@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 
 from scaling import data, ds_config, models
+from scaling.cost.stages import shares_of_layers
 from scaling.errors import FileProblems
 from scaling.family import FAMILIES
-from scaling.models.stages import shares_of_layers
 from scaling.parallelism import PARALLELISMS, unsplittable
 from tests.parallel.families import recipe_of
 from tests.ranks import on_ranks
