@@ -1,6 +1,6 @@
 # make demo   the main job, end to end, on this machine's CPU
 # make test   the tests        make check   format, lint, types, floors
-# make soak   the long form of the fault tests: fifty kills, the whole resume matrix, with what was counted
+# make soak   the long form: fifty kills, the whole resume matrix, every family in every layout, with what was counted
 # Each does its own set-up in .venv; only Python 3.11 or newer and make are needed.
 
 PYTHON ?= python3
@@ -43,7 +43,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 soak: $(INSTALLED)
-	SCALE_SOAK=1 $(BIN)/python -m pytest -s tests/faults
+	SCALE_SOAK=1 $(BIN)/python -m pytest -s tests/faults tests/parallel
 
 check: $(INSTALLED)
 	ruff format --check .

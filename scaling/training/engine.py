@@ -57,7 +57,7 @@ def make_engine(
     if strategy.zero_stage == 3:
         partition(wrapped, recipe, config, initialised=initialised)
     engine, *_ = deepspeed.initialize(model=wrapped, config=config, mpu=mpu, **what)
-    if engine.zero_optimization_stage() == 0 and (pipeline.is_pipelined(engine) or engine.has_moe_layers):
+    if strategy.zero_stage == 0 and (pipeline.is_pipelined(engine) or engine.has_moe_layers):
         # Its own goes by the norm of the first stage's gradients, or by the mean of the norms of ranks that have other
         # experts (0.19.8, runtime/utils.py:393): docs/upstream.
         engine.clip_fp32_gradients = partial(_clip, engine)

@@ -1,17 +1,17 @@
 """A tiny recipe of each family, and its losses in plain torch: what every layout has to repeat."""
 
-from collections.abc import Mapping
+import os
 from pathlib import Path
 from typing import Any
 
-from scaling import train
 from scaling.family import FAMILIES
 from scaling.recipe import EMBEDDED_IMAGES, Recipe
 from scaling.shape import Shape
-from scaling.strategy import Strategy
-from scaling.training import ranks
-from tests.ranks import on_ranks
-from tests.training.runs import files, metrics, tiny_recipe
+from tests.training.runs import tiny_recipe
+
+# `make soak` trains every family in every layout for ten steps; without it each in one or a few, for fewer.
+SOAK = bool(os.environ.get("SCALE_SOAK"))
+NUM_STEPS = 10 if SOAK else 6
 
 # Four layers, so that two pipeline stages have two each; heads and groups of keys that two and four ranks divide.
 _SIZES = {
@@ -45,26 +45,3 @@ def recipe_of(family: str, folder: Path, **changes: Any) -> Recipe:
     if family == "vit":  # 16 patches and the class token
         fields["data"] = {"corpus": [EMBEDDED_IMAGES], "seq_length": 17, "validation_fraction": 0.01}
     return tiny_recipe(folder, **{**fields, **changes})
-
-
-def run_each(cases: Mapping[Path, tuple[Recipe, Strategy]], *flags: str) -> dict[Path, list[dict[str, Any]]]:
-    """The program once for each run directory, one after another on the same ranks; the lines of metrics by folder."""
-    argvs = []
-    for folder, (recipe, strategy) in cases.items():
-        recipe_path, config_path = files(folder / "asked", recipe, strategy)
-        argvs.append(["--ds_config", str(config_path), "--recipe", str(recipe_path), "--run_dir", str(folder), *flags])
-    (world_size,) = {strategy.world_size for _, strategy in cases.values()}
-    on_ranks(world_size, _programs, argvs)
-    return {folder: metrics(folder) for folder in cases}
-
-
-def _programs(argvs: list[list[str]]) -> None:
-    """The program's main for each, in one process group."""
-    ranks.complete_environment()
-    here, leave = ranks.join(), ranks.leave
-    ranks.join, ranks.leave = lambda: here, lambda: None
-    try:
-        for argv in argvs:
-            train.main(argv)
-    finally:
-        leave()

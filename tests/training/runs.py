@@ -1,6 +1,7 @@
 """Tiny real runs: a recipe, a ds_config from the generator, the real program on real ranks."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,44 @@ def files(folder: Path, what: Recipe, strategy: Strategy) -> tuple[Path, Path]:
 
 def run(folder: Path, what: Recipe, strategy: Strategy, *flags: str) -> list[dict[str, Any]]:
     """Trains in `folder` on as many ranks as the strategy has; the lines of metrics.jsonl."""
+    on_ranks(strategy.world_size, train.main, _arguments(folder, what, strategy, *flags))
+    return metrics(folder)
+
+
+def run_each(cases: Mapping[Path, tuple[Recipe, Strategy]], *flags: str) -> dict[Path, list[dict[str, Any]]]:
+    """`run` for each run directory: one after another on the same ranks, for each number of them, which costs less."""
+    by_size: dict[int, list[list[str]]] = {}
+    # ZeRO-3 leaves its own linear layer in torch.nn.functional (deepspeed 0.19.8, zero/partition_parameters.py), which
+    # selective checkpointing does not go with (scaling/ds_config/read.py): so that comes first.
+    ordered = sorted(cases.items(), key=lambda case: case[1][1].activation_checkpointing != "selective")
+    for folder, (what, strategy) in ordered:
+        by_size.setdefault(strategy.world_size, []).append(_arguments(folder, what, strategy, *flags))
+    for world_size, argvs in by_size.items():
+        on_ranks(world_size, _programs, argvs)
+    return {folder: metrics(folder) for folder in cases}
+
+
+def _arguments(folder: Path, what: Recipe, strategy: Strategy, *flags: str) -> list[str]:
     recipe_path, config_path = files(folder / "asked", what, strategy)
     argv = ["--ds_config", str(config_path), "--recipe", str(recipe_path), "--run_dir", str(folder)]
     argv += ["--loss_kernel", strategy.loss_kernel]
     if strategy.activation_checkpointing == "selective":  # which no ds_config says
         argv += ["--activation_checkpointing", "selective"]
-    argv += flags
-    on_ranks(strategy.world_size, train.main, argv)
-    return metrics(folder)
+    return [*argv, *flags]
+
+
+def _programs(argvs: list[list[str]]) -> None:
+    """The program's main for each, in one process group."""
+    from scaling.training import ranks
+
+    ranks.complete_environment()
+    here, leave = ranks.join(), ranks.leave
+    ranks.join, ranks.leave = lambda: here, lambda: None
+    try:
+        for argv in argvs:
+            train.main(argv)
+    finally:
+        leave()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ def _whole_and_sharded(folder, precision):
     ranks.join()
     seen = {}
 
-    def initialize(*, model, model_parameters, config):
+    def initialize(*, model, model_parameters, config, mpu):
         parameters = list(model.parameters())
         seen["whole"] = sum(parameter.numel() for parameter in parameters)
         seen["sharded"] = sum(parameter.ds_tensor.numel() for parameter in parameters)

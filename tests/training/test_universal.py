@@ -420,8 +420,8 @@ def test_a_state_that_is_not_one_number_per_element_is_read_only_as_it_was_writt
 def test_a_map_that_lacks_an_element_is_refused_by_the_name_of_its_parameter(again):
     path, recipe = again
     content = json.loads((path / universal.MAP).read_text())
-    name, piece = next(iter(content["shards"][0]["vectors"][0].items()))
-    piece[1] -= 1
+    name, stretches = next(iter(content["shards"][0]["vectors"][0].items()))
+    stretches[0][1] -= 1
     (path / universal.MAP).write_text(json.dumps(content))
     resealed(path)
     with pytest.raises(ScaleError, match=f"not every element of {name} once"):
