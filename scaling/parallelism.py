@@ -80,7 +80,7 @@ def not_at_stage(split: Split) -> tuple[str, str]:
     """(why DeepSpeed does not split so at this ZeRO stage, the stages that work); empty strings where it does."""
     kinds, stage = split.parallelism, split.zero_stage
     if "pipeline" in kinds and stage > 1:  # runtime/pipe/engine.py:67 of DeepSpeed 0.19.8
-        return f"pipeline parallelism does not run at ZeRO stage {stage}", "stages 0 and 1"
+        return f"DeepSpeed's pipeline does not run at ZeRO stage {stage}", "stages 0 and 1"
     return "", ""
 
 

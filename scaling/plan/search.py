@@ -173,8 +173,14 @@ def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None
     within = recipe.global_batch_size if field == "batch_ramp.start" else above + 1
     near = [str(near) for near in (below, above) if 0 < near < within]
     hint = f"nearest: {' and '.join(near)}" if near else "leave batch_ramp out"
-    if fitting := [n for n in range(2, W + 1) if W % n == 0 and not recipe.batch_divisor % (W // n)]:
-        hint += f"; or have {fitting[0]} ranks share their samples: --pin tensor_parallel_size={fitting[0]}"
+    shared = sorted(
+        (layout.split, kind)
+        for layout in layouts(recipe, cluster) if layout.runnable
+        for kind in layout.kinds if kind != "expert"
+    )  # fmt: skip
+    if shared:
+        ranks, kind = shared[0]
+        hint += f"; or have {ranks} ranks share their samples: --pin {kind}_parallel_size={ranks}"
     raise InputError(field, size, problem, hint=hint)
 
 

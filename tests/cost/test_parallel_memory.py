@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from scaling.cost import Job, memory
@@ -369,11 +369,13 @@ def test_any_rank_means_the_fuller_of_the_first_and_the_last(estimate, situation
     st.sampled_from(["tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size", "data_parallel_size"]),
 )
 def test_more_ranks_of_any_kind_never_need_more_memory_each(estimate, situation, size):
-    # The numbers of layers are even, so that two pipeline ranks divide them.
+    # The numbers of layers are even, so that two pipeline ranks divide them. Ours parts them by FLOPs, so that a stage
+    # may have more than half, and has buffers to receive in.
+    assume(size != "pipeline_parallel_size" or not PROFILES[situation[3]].buckets)
     now = 1 if size == "pipeline_parallel_size" else situation[2][size]
     fewer, more = (estimate(situation, **{size: ranks}) for ranks in (now, 2 * now))
     assert more.peak_allocated_bytes <= fewer.peak_allocated_bytes
-    assert more.model_states_bytes <= fewer.model_states_bytes
+    assert more.moments["save"] <= fewer.moments["save"]  # the states; at the peak there may be gradients or not
 
 
 @given(_situations())

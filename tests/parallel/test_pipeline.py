@@ -289,8 +289,8 @@ def test_what_is_not_split_is_refused_with_what_works(tmp_path):
     recipe, t5 = recipe_of("gpt2", tmp_path), recipe_of("t5", tmp_path)
     for what, strategy, problem, hint in (
         (recipe, layout(8, 0, micro=1, pipeline=8), "pipeline_parallel_size 8 exceeds the 4 layers", "1 to 4"),
-        (recipe, layout(2, 2, pipeline=2), "pipeline parallelism does not run at ZeRO stage 2", "stages 0 and 1"),
-        (recipe, layout(2, 3, pipeline=2), "pipeline parallelism does not run at ZeRO stage 3", "stages 0 and 1"),
+        (recipe, layout(2, 2, pipeline=2), "DeepSpeed's pipeline does not run at ZeRO stage 2", "stages 0 and 1"),
+        (recipe, layout(2, 3, pipeline=2), "DeepSpeed's pipeline does not run at ZeRO stage 3", "stages 0 and 1"),
         (t5, layout(2, 1, pipeline=2), "pipeline parallelism of a t5 would carry the encoder's", "of the others"),
     ):
         said, offered = unsplittable(what.shape, strategy, 32)
