@@ -175,7 +175,7 @@ def _arrays(name: str, base: Path) -> tuple[np.ndarray, np.ndarray]:
         near = [entry.name for entry in path.parent.glob("*.npz")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near) if near else f"{EMBEDDED_IMAGES!r} needs no file"
         raise _wrong(name, "does not exist", hint) from None
-    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise _wrong(name, f"is not an .npz file that can be read: {error}", "numpy.savez writes one") from None
 
 

@@ -43,6 +43,7 @@ class Vocabulary:
     pad_id: int | None = PAD_ID
     sentinel_ids: tuple[int, ...] = ()
     special_ids: tuple[int, ...] = tuple(range(len(SPECIALS)))
+    names: tuple[tuple[str, str], ...] = ()  # transformers' names of special tokens, where a tokenizer brought its own
 
     @cached_property
     def ordinary_ids(self) -> np.ndarray:
@@ -103,7 +104,10 @@ def of_weights(weights: Path, task: Task, vocab_size: int, num_sentinels: int) -
     """The tokenizer beside `weights`, for a task. Raises InputError where it lacks what the task needs."""
     from transformers import AutoTokenizer  # seconds to import, and only a new corpus needs it
 
-    loaded = AutoTokenizer.from_pretrained(weights)
+    try:
+        loaded = AutoTokenizer.from_pretrained(weights)
+    except Exception as error:  # transformers and tokenizers raise what they like at a file of another kind
+        raise _unusable(weights, f"has a tokenizer that cannot be read: {error!r}") from None
     size = len(loaded)
     if size > vocab_size:
         raise _unusable(weights, f"has a tokenizer of {size} entries, and the model's vocabulary is {vocab_size}")
@@ -135,6 +139,7 @@ def of_weights(weights: Path, task: Task, vocab_size: int, num_sentinels: int) -
         pad_id=loaded.pad_token_id,
         sentinel_ids=tuple(entries[name] for name in names),
         special_ids=tuple(sorted(special_ids)),
+        names=tuple((name, token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)),
     )
 
 
@@ -154,11 +159,12 @@ def save(tokenizer: Tokenizer, vocabulary: Vocabulary, folder: Path) -> None:
     """Write `folder` so that transformers' AutoTokenizer.from_pretrained loads it."""
     from transformers import PreTrainedTokenizerFast
 
-    named = {"eos_token": vocabulary.end_id, "bos_token": vocabulary.end_id, "pad_token": vocabulary.pad_id,
-             "mask_token": vocabulary.mask_id}  # fmt: skip
+    ids = {"eos_token": vocabulary.end_id, "bos_token": vocabulary.end_id, "pad_token": vocabulary.pad_id,
+           "mask_token": vocabulary.mask_id}  # fmt: skip
+    ours = {name: tokenizer.id_to_token(entry) for name, entry in ids.items() if entry is not None}
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         decoder_start_token_id=vocabulary.start_id,  # for `scale export`: a tokenizer has no name for it
-        **{name: tokenizer.id_to_token(entry) for name, entry in named.items() if entry is not None},
+        **(dict(vocabulary.names) or ours),
     ).save_pretrained(folder)

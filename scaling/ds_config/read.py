@@ -227,6 +227,7 @@ def _contradictions(config: dict[str, Any], recipe: Recipe, strategy: Strategy) 
         "scheduler": write.scheduler_block(recipe),
         "train_batch_size": recipe.global_batch_size,
         "tensor_parallel": parallel.blocks(recipe.shape, strategy).get("tensor_parallel", {"autotp_size": 1}),
+        "pipeline": parallel.blocks(recipe.shape, strategy).get("pipeline", {"stages": 1}),
         "expert_parallel": parallel.blocks(recipe.shape, strategy).get("expert_parallel"),  # which says how to route
     }
     if "optimizer" in config and expected["optimizer"] is None:

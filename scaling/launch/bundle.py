@@ -24,7 +24,12 @@ def document(plan: Plan, folder: Path, runner: Runner = "scale") -> dict[str, An
     return {
         "scale_version": __version__,
         "recipe": RECIPE,
-        "model": {**asdict(shape), "num_params": shape.num_params, "seq_length": plan.recipe.data.seq_length},
+        "model": {
+            **asdict(shape),
+            "settings": dict(shape.settings),
+            "num_params": shape.num_params,
+            "seq_length": plan.recipe.data.seq_length,
+        },
         "cluster": _cluster(plan.cluster),
         "batch": {
             "global_batch_size": plan.recipe.global_batch_size,

@@ -5,32 +5,27 @@ tensor into its place, so that a host holds the model once (5.23.0, core_model_l
 for training: what it found no place for, and what it made up, is refused here or said.
 """
 
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from scaling.errors import FileProblems, InputError
 from scaling.models.build import HEADS, build, config_of
+from scaling.registry import shape_of
 from scaling.shape import Shape
 
 _FIELD = "initial_weights"
 _HINT = "give the weights of this very model, or initial_weights: random"
 # Parts of a model that no task here trains, and that stand in files of a base model.
 _LEFT_OUT = ("pooler.", "bert.pooler.", "roberta.pooler.", "vit.pooler.", "cls.seq_relationship.")
-# Keys of config.json that no logit depends on in training: names, ids of tokens, dropout (the recipe's), how to run.
-_NOT_MATHEMATICS = {
-    "_name_or_path", "architectures", "attn_implementation", "chunk_size_feed_forward", "dtype", "finetuning_task",
-    "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_factor", "initializer_range", "init_std",
-    "label2id", "gradient_checkpointing", "model_type", "num_beams", "output_attentions",
-    "output_hidden_states", "output_past", "problem_type", "return_dict", "task_specific_params", "tokenizer_class",
-    "torch_dtype", "transformers_version", "use_cache", "max_length",
-}  # fmt: skip
-# Spellings of one function.
-_SAME = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+# Settings that say how weights are drawn, which these are not.
+_OF_DRAWING = ("init",)
 _MOST_NAMED = 4
 
 
@@ -42,7 +37,7 @@ def pretrained(shape: Shape, folder: Path, *, dropout: float = 0.0, seed: int = 
     config.json that changes a logit, a tensor that fits no parameter or is of another shape, one that is missing.
     """
     config = config_of(shape, dropout=dropout)
-    _require_same_model(folder, config)
+    _require_same_model(folder, shape)
     logging.set_verbosity_error()  # its report of what it did not find: ours follows
     logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
@@ -78,30 +73,36 @@ def pretrained(shape: Shape, folder: Path, *, dropout: float = 0.0, seed: int = 
     return model.train(), said + _named(initialised, "newly initialised, the folder having none")
 
 
-def _require_same_model(folder: Path, ours: PreTrainedConfig) -> None:
-    """Raises ScaleError where a value of the folder's config.json says that its weights are of another function."""
-    if not (folder / "config.json").is_file():
+def _require_same_model(folder: Path, ours: Shape) -> None:
+    """Raises ScaleError where the folder's config.json says that its weights are of another function."""
+    path = folder / "config.json"
+    if not path.is_file():
         raise InputError(_FIELD, str(folder), "is not a transformers directory: it has no config.json", hint=_HINT)
     try:
-        theirs = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         problem = f"has a config.json that cannot be read: {str(error).splitlines()[0]}"
         raise InputError(_FIELD, str(folder), problem, hint=_HINT) from None
-    wanted = ours.to_dict()
-    if theirs["model_type"] != wanted["model_type"]:
-        problem = f"holds a {theirs['model_type']}, and the model is a {wanted['model_type']}"
-        raise InputError(_FIELD, str(folder), problem, hint=_HINT)
+    theirs = shape_of(config, ours.name, _FIELD)
+    if theirs.family != ours.family:
+        raise InputError(_FIELD, str(folder), f"holds a {theirs.family}, and the model is a {ours.family}", hint=_HINT)
+    wanted, found = _mathematics(ours), _mathematics(theirs)
     problems = [
-        f"{key} is {theirs[key]!r} in its config.json, and the model's {wanted[key]!r}"
-        for key in sorted(wanted.keys() & theirs.keys() - _NOT_MATHEMATICS)
-        if not key.endswith("_token_id") and "drop" not in key and _plain(theirs[key]) != _plain(wanted[key])
+        f"{key} is {found[key]!r} in its config.json, and the model's {wanted[key]!r}"
+        for key in wanted
+        if found[key] != wanted[key]
     ]
     if problems:
         raise FileProblems(f"{_FIELD}: {folder}", problems, hint=_HINT)
 
 
-def _plain(value: Any) -> Any:
-    return _SAME.get(value, value) if isinstance(value, str) else value
+def _mathematics(shape: Shape) -> dict[str, Any]:
+    """All that a logit depends on beside the weights."""
+    dimensions = {field.name: getattr(shape, field.name) for field in fields(shape)}
+    del dimensions["name"], dimensions["settings"]
+    dimensions["explicit_head_dim"] = shape.head_dim
+    settings = {key: value for key, value in shape.all_settings.items() if not key.startswith(_OF_DRAWING)}
+    return dimensions | settings
 
 
 def _is_of_head(model: PreTrainedModel, name: str) -> bool:

@@ -107,7 +107,7 @@ def parallel_sizes(shape: Shape, seq_divisor: int, cluster: Cluster) -> Iterator
     heads, world = shape.num_attention_heads, cluster.world_size
     within = _divisors(cluster.gpus_per_node)
     tensor = [size for size in within if heads % size == 0 and shape.num_key_value_heads % size == 0]
-    for pp, tp in product(_divisors(shape.num_layers), tensor):
+    for pp, tp in product(_divisors(world, most=shape.num_layers), tensor):
         if world % (tp * pp) == 0:
             yield Sizes(tensor=tp, pipeline=pp)
     for sp in within[1:]:
@@ -118,8 +118,8 @@ def parallel_sizes(shape: Shape, seq_divisor: int, cluster: Cluster) -> Iterator
             yield Sizes(expert=ep)
 
 
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+def _divisors(number: int, most: int | None = None) -> list[int]:
+    return [size for size in range(1, min(number, most or number) + 1) if number % size == 0]
 
 
 def offload_ignored(zero_stage: int, offload_optimizer: Offload, offload_param: Offload) -> str:

@@ -7,14 +7,16 @@ What scale/train.py does not run (scaling/parallelism.py) is priced and reported
 
 from collections.abc import Iterable, Iterator
 from math import prod
+from typing import Any
 
 from scaling import course
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.errors import InputError
 from scaling.hardware import Cluster
 from scaling.optimizers import OPTIMIZERS, unsound
+from scaling.parallelism import unsplittable
 from scaling.plan.explain import Family, rejections
-from scaling.plan.layouts import illegal, layouts, offload_ignored, offloads_on
+from scaling.plan.layouts import Layout, illegal, layouts, offload_ignored, offloads_on
 from scaling.plan.plan import TIE_FRACTION, Candidate, Plan
 from scaling.plan.question import Question, shortfall
 from scaling.plan.remedies import remedies
@@ -160,8 +162,11 @@ def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None
     pins, ramp = dict(steering.pins), recipe.batch_ramp
     split = prod(int(pins.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline", "sequence"))
     W, rest = divmod(cluster.world_size, split) if split else (0, 1)
+    if not split:
+        raise InputError("pin", str(steering), "has a parallel size of 0", hint="at least 1")
     if rest or not W:
         raise InputError("pin", str(steering), f"does not divide the {cluster.world_size} ranks of {cluster}")
+    _require_split(recipe, steering)
     if not recipe.batch_divisor % W:
         return
     problem = f"is not a multiple of the {W} data-parallel ranks of {cluster}"
@@ -182,6 +187,21 @@ def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None
         ranks, kind = shared[0]
         hint += f"; or have {ranks} ranks share their samples: --pin {kind}_parallel_size={ranks}"
     raise InputError(field, size, problem, hint=hint)
+
+
+def _require_split(recipe: Recipe, steering: Steering) -> None:
+    """Pinned parallel sizes that the model cannot be split by."""
+    kinds = ("tensor", "pipeline", "sequence", "expert")
+    sizes: dict[str, Any] = {
+        f"{kind}_parallel_size": dict(steering.pins).get(f"{kind}_parallel_size", 1) for kind in kinds
+    }
+    stage = dict(steering.pins).get("zero_stage", 1)
+    asked = Layout(
+        zero_stage=int(stage), offload_optimizer="none", offload_param="none", activation_checkpointing="none", **sizes
+    )
+    problem, hint = unsplittable(recipe.shape, asked, recipe.seq_divisor)
+    if problem:
+        raise InputError("pin", str(steering), f"cannot be: {problem}", hint=hint)
 
 
 def _require_precision(recipe: Recipe, cluster: Cluster) -> None:

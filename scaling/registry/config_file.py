@@ -59,6 +59,14 @@ def shape_of(config: Mapping[str, Any], name: str = "model", field: str = "model
 
     Raises InputError, on `field`.key, for a model type or a value that we do not build, and for an unknown key.
     """
+    try:
+        return _shape_of(config, name, field)
+    except (TypeError, AttributeError, ZeroDivisionError) as error:  # a list for a number, a text for a mapping
+        problem = f"has a value of another kind than a config.json's: {error}"
+        raise InputError(field, name, problem, hint="a config.json that transformers wrote") from None
+
+
+def _shape_of(config: Mapping[str, Any], name: str, field: str) -> Shape:
     model_type = config.get("model_type")
     if model_type not in _FAMILY_OF:
         known = ", ".join(sorted(_FAMILY_OF))
@@ -140,12 +148,12 @@ def _fields(family: Family, left: dict[str, Any], field: str) -> dict[str, Any]:
         return fields
     if family.model_type == "roberta":
         fields["max_position_embeddings"] -= family.position_offset
-    fields["tied_embeddings"] = left.pop("tie_word_embeddings", family.tied_embeddings)
+    fields["tied_embeddings"] = _switch(left, "tie_word_embeddings", family.tied_embeddings, field)
     if family.name == "t5":
         if fields["max_position_embeddings"] is None:  # relative positions have no last one
             fields["max_position_embeddings"] = 512
         # transformers 5 writes tie_word_embeddings true for version 1.1 as well, and this beside it.
-        fields["tied_embeddings"] = left.pop("scale_decoder_outputs", fields["tied_embeddings"])
+        fields["tied_embeddings"] = _switch(left, "scale_decoder_outputs", fields["tied_embeddings"], field)
         mlp = left.pop("feed_forward_proj", "relu")
         if mlp not in ("relu", "gated-gelu"):
             raise InputError(f"{field}.feed_forward_proj", mlp, "is neither relu nor gated-gelu")
@@ -154,6 +162,13 @@ def _fields(family: Family, left: dict[str, Any], field: str) -> dict[str, Any]:
     if family.name == "transformer" and (V := left.pop("decoder_vocab_size", None)) not in (None, fields["vocab_size"]):
         raise InputError(f"{field}.decoder_vocab_size", V, f"is not vocab_size {fields['vocab_size']}")
     return fields
+
+
+def _switch(left: dict[str, Any], key: str, usual: bool, field: str) -> bool:
+    value = left.pop(key, usual)
+    if not isinstance(value, bool):
+        raise InputError(f"{field}.{key}", value, "is neither true nor false")
+    return value
 
 
 _OPTIONAL = {

@@ -115,14 +115,14 @@ def _of_function(path: Path, function: str, model: str, field: str) -> Entry:
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's code: whatever it raises is theirs to read
+    except (Exception, SystemExit) as error:  # it is the user's code: whatever it raises is theirs to read
         raise InputError(field, model, f"cannot be imported: {error!r}") from error
     if not callable(build := getattr(module, function, None)):
         functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise InputError(field, model, f"has no function {function}", hint=did_you_mean(function, functions))
     try:
         value = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(field, model, f"raised {error!r}") from error
     return Entry(shape=_shape(value, _name(f"{path.stem}-{function}"), model, field), source=model, licence=_UNKNOWN)
 

@@ -306,7 +306,9 @@ def test_a_bert_of_transformers_own_is_priced_with_logits_at_every_position(plan
     recipe = planned_recipe("bert-large", global_batch_size=4096)
 
     def note(micro_batch_size):
-        plan = search(recipe, cluster_like(), steering=Steering(pins=(("micro_batch_size", micro_batch_size),)))
+        alone = tuple((f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "sequence"))
+        pins = (("micro_batch_size", micro_batch_size), *alone)
+        plan = search(recipe, cluster_like(), steering=Steering(pins=pins))
         assert plan.fits
         whole = memory(replace(Job.of(recipe), predicted_fraction=1.0), plan.strategy, plan.cluster)
         (said,) = (text for text in scripts.notes(plan, "trainer", tmp_path) if text.startswith("memory"))

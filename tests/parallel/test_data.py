@@ -8,12 +8,13 @@ from tests.training.runs import layout, run_each
 from tests.training.test_same_loss import reference
 
 
-def test_every_family_has_the_losses_of_a_plain_torch_loop_on_two_ranks(tmp_path):
+def test_each_task_has_the_losses_of_a_plain_torch_loop_on_two_ranks(tmp_path):
     """Stages 0 to 3 in turn, with accumulation, so that tied weights' gradients add up over micro steps too."""
-    recipes = {family: recipe_of(family, tmp_path, num_steps=NUM_STEPS) for family in FAMILIES}
+    families = FAMILIES if SOAK else ("gpt2", "roberta", "t5", "transformer", "bart", "vit")
+    recipes = {family: recipe_of(family, tmp_path, num_steps=NUM_STEPS) for family in families}
     cases = {
         tmp_path / f"{family}_{stage}": (recipes[family], layout(2, stage, micro=2))
-        for number, family in enumerate(FAMILIES)
+        for number, family in enumerate(families)
         for stage in (range(4) if SOAK else [number % 4])
     }
     expected = {family: reference(recipe, tmp_path) for family, recipe in recipes.items()}

@@ -24,7 +24,9 @@ LAYOUTS = {
     "roberta": {"stage 1": layout(2, 1, sequence=2)},
     "modernbert": {"4 slices, stage 0": layout(4, 0, sequence=4)},
 }
-if SOAK:
+if not SOAK:
+    LAYOUTS = {family: LAYOUTS[family] for family in ("gpt2", "llama", "gpt-neox", "mixtral", "bert", "modernbert")}
+else:
     for family in LAYOUTS:
         LAYOUTS[family] |= {f"2 ranks, stage {stage}": layout(2, stage, sequence=2) for stage in range(4)}
         LAYOUTS[family] |= {f"4 ranks, stage {stage}": layout(4, stage, micro=2, sequence=2) for stage in range(4)}

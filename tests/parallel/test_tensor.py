@@ -120,7 +120,7 @@ FOUR_STAGES = [(family, stage, {}) for family in ("gpt2", "llama") for stage in 
 OTHERS = [(family, number % 4, {}) for number, family in enumerate(sorted(FAMILIES.keys() - {"gpt2", "llama"}))]
 WITH_LAMB = [("gpt2", 2, {"optimizer": LAMB}), ("qwen3", 3, {"optimizer": LAMB})]
 # Two tensor parallel ranks for each half of the batch.
-DATA_PARALLEL = [("gpt2", 1, {}), ("qwen3", 3, {}), ("mixtral", 0, {}), ("t5", 2, {})]
+DATA_PARALLEL = [("gpt2", 1, {}), ("t5", 3, {})]
 if SOAK:
     FOUR_STAGES = [(family, stage, {}) for family in sorted(FAMILIES) for stage in range(4)]
     DATA_PARALLEL = FOUR_STAGES

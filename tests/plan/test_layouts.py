@@ -22,7 +22,7 @@ def test_parallel_sizes_divide_heads_layers_sequence_and_ranks(model, cluster_li
         assert ep == 1  # no experts
         assert shape.num_attention_heads % tp == 0
         assert shape.num_attention_heads % sp == 0
-        assert shape.num_layers % pp == 0
+        assert pp <= shape.num_layers  # stages may have a layer more or less
         assert 512 % sp == 0
         assert cluster.world_size % (tp * pp * sp) == 0
         assert max(tp, sp) <= 8  # within a node
