@@ -138,6 +138,12 @@ class Shape:
             value = getattr(self, field)
             if not is_free and value not in (always, None):
                 raise InputError(f"model.{field}", value, f"is not what a {self.family} has, {always}")
+        if traits.positions == "rotary" and self.head_dim % 2:
+            problem = "is odd, and rotary positions turn pairs"
+            raise InputError("model.head_dim", self.head_dim, problem, hint="another number of heads")
+        for key, value in self.all_settings.items():
+            if key.endswith(("eps", "epsilon")) and isinstance(value, float) and value <= 0:
+                raise InputError(f"model.settings.{key}", value, "is not above 0")
 
     @property
     def traits(self) -> Family:

@@ -43,6 +43,7 @@ def memory(
     from scaling.cli.plan_text import memory_table
     from scaling.cost.profile import DEEPSPEED, load_profile
     from scaling.errors import InputError, did_you_mean
+    from scaling.parallelism import unsplittable
     from scaling.plan import request
     from scaling.plan.layouts import offload_ignored
     from scaling.strategy import Checkpointing, Offload, Strategy, bucket_size
@@ -104,5 +105,7 @@ def memory(
         console.print(memory_table(estimate, f"{shape.name}, {strategy}: memory per rank"))
         for sentence in [*assumptions, *(s for s in said if s.startswith(("model", "precision", "seq_length")))]:
             console.print(f"assumed  {sentence}", markup=False)
+        if problem := unsplittable(shape, strategy, recipe.seq_divisor)[0]:
+            console.print(f"note     scale/train.py does not run it: {problem}", markup=False)
     if not estimate.fits:
         raise typer.Exit(1)

@@ -44,7 +44,7 @@ def plan(
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, such as 26B.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, lamb, lion or adafactor; others by a recipe.")] = None,
-    max_model: Annotated[bool, typer.Option("--max-model", help="Find the largest GPT that fits.")] = False,
+    max_model: Annotated[bool, typer.Option("--max-model", help="Find the largest model that fits.")] = False,
     min_gpus: Annotated[bool, typer.Option("--min-gpus", help="Find the fewest GPUs that hold the model.")] = False,
     price: Annotated[
         float | None, typer.Option(help="What a GPU-hour costs, in any currency: adds the cost of the run.")

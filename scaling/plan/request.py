@@ -101,6 +101,11 @@ def recipe_for(
     update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size, said["lr"])
     assumptions.append(sentence)
     corpus = EMBEDDED_IMAGES if shape.traits.kind == "vision" else EMBEDDED_CORPUS
+    if shape.traits.kind == "vision":
+        assumptions.append(
+            f"data: {EMBEDDED_IMAGES}, drawn on 8 to 64 pixels a side; for this model's {shape.image_size} name .npz "
+            "files of your own in the recipe"
+        )
     fields = dict(
         name=shape.name,
         # One's own stays what it was called, and keeps its weights.
@@ -133,7 +138,8 @@ def with_batch_and_rate(entry: Entry) -> tuple[Entry, dict[str, str]]:
     """
     like, said = registry.nearest_gpt3(entry.shape.num_params), {}
     for field in ("batch_tokens", "lr"):
-        said[field] = "as published"
+        _, derived, closest = entry.source.partition("derived in the proportions of ")
+        said[field] = f"as {closest}'s" if derived else "as published"
         if getattr(entry, field) is None:
             entry = replace(entry, **{field: getattr(like, field)})
             said[field] = f"as {like.shape.name}'s by size, since none is published for {entry.shape.name}"

@@ -16,15 +16,27 @@ _MOST_NODES = 4096
 _CLOSE_FRACTION = 0.02
 
 
+def _smallest(planned: Callable[[int], Plan]) -> tuple[int, Plan]:
+    """About the smallest size that a family has a shape of, beside its vocabulary, and its plan."""
+    size = _SMALLEST_MODEL
+    while True:
+        try:
+            return size, planned(size)
+        except InputError as error:
+            if error.field != "params" or size > _LARGEST_MODEL:
+                raise
+            size *= 2
+
+
 def largest_model(planned: Callable[[int], Plan]) -> Plan:
     """The plan of the largest model that fits, where `planned` plans a model of so many parameters.
 
     Memory grows with size, so the limit is found by bisection. Raises Infeasible where not even a small model fits.
     """
-    best = planned(_SMALLEST_MODEL)
+    smallest, best = _smallest(planned)
     if not best.fits:
-        raise Infeasible(f"not even {format_count(_SMALLEST_MODEL)} parameters fit", hint="; ".join(best.remedies))
-    low, high = float(_SMALLEST_MODEL), float(_LARGEST_MODEL)
+        raise Infeasible(f"not even {format_count(smallest)} parameters fit", hint="; ".join(best.remedies))
+    low, high = float(smallest), float(_LARGEST_MODEL)
     while high / low > 1 + _CLOSE_FRACTION:
         middle = (low * high) ** 0.5
         plan = planned(round(middle))

@@ -60,10 +60,12 @@ def shape_of(config: Mapping[str, Any], name: str = "model", field: str = "model
     Raises InputError, on `field`.key, for a model type or a value that we do not build, and for an unknown key.
     """
     try:
-        return _shape_of(config, name, field)
+        shape = _shape_of(config, name, field)
     except (TypeError, AttributeError, ZeroDivisionError) as error:  # a list for a number, a text for a mapping
         problem = f"has a value of another kind than a config.json's: {error}"
         raise InputError(field, name, problem, hint="a config.json that transformers wrote") from None
+    shape.require_buildable()
+    return shape
 
 
 def _shape_of(config: Mapping[str, Any], name: str, field: str) -> Shape:

@@ -16,7 +16,7 @@ from scaling.shape import Shape
 
 DIRECTORY = "hf:"
 ENTRY_POINTS = "scaling.models"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # a pickle is not read: scaling/models/weights.py
 _UNKNOWN = "not known: ask whoever made it"
 
 

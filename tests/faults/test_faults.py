@@ -16,9 +16,8 @@ import pytest
 from scaling import manifest
 from tests.faults import lives
 from tests.faults.plants import MOMENTS, DeathInSave, LossSpike, NotANumber, Slow, SmallFiles
-from tests.training.runs import layout, metrics, tiny_recipe
+from tests.training.runs import SOAK, layout, metrics, tiny_recipe
 
-SOAK = bool(os.environ.get("SCALE_SOAK"))
 SAVES = ["background", "at_once"]
 KILLS = 13 if SOAK else 2  # of each kind of run
 STEPS = 24

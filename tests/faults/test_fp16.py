@@ -1,6 +1,5 @@
 """fp16 with a dynamic loss scale: overflows, their skips, and the floor, on a CPU that is told it can."""
 
-import os
 from itertools import pairwise
 
 import pytest
@@ -8,13 +7,13 @@ import pytest
 from tests.faults import lives
 from tests.faults.plants import Both, InFp16, NotANumber
 from tests.faults.test_faults import recipe_of
-from tests.training.runs import layout, metrics
+from tests.training.runs import SOAK, layout, metrics
 
 # The loss of these steps times 2^24 overflows; the scale finds its place within the first steps, and doubles later.
 OVERFLOWING = InFp16(initial_scale_power=24, loss_scale_window=6)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3] if os.environ.get("SCALE_SOAK") else [2])
+@pytest.mark.parametrize("stage", [1, 2, 3] if SOAK else [2])
 def test_overflows_are_skipped_and_a_resumed_run_repeats_them_bit_for_bit(stage, tmp_path):
     recipe = recipe_of(tmp_path, "fp16", num_steps=18, checkpoint_every_steps=5)
     strategy = layout(2, stage, micro=2)

@@ -1,13 +1,10 @@
 """A run goes on at each stage, on as many, fewer and more ranks, and across stages: the losses of the one unbroken."""
 
-import os
-
 import pytest
 
 from tests.faults import lives
-from tests.training.runs import layout, losses, tiny_recipe
+from tests.training.runs import SOAK, layout, losses, tiny_recipe
 
-SOAK = bool(os.environ.get("SCALE_SOAK"))
 RANKS = {"same": (2, 2), "2 -> 1": (2, 1), "1 -> 2": (1, 2)}
 STAGES = [(0, 0), (1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (2, 0)]
 SHORT = {("same", 3, 1), ("2 -> 1", 1, 3), ("1 -> 2", 2, 0)}  # what CI runs: every move once

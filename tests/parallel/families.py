@@ -1,16 +1,14 @@
 """A tiny recipe of each family, and its losses in plain torch: what every layout has to repeat."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from scaling.family import FAMILIES
 from scaling.recipe import EMBEDDED_IMAGES, Recipe
 from scaling.shape import Shape
-from tests.training.runs import tiny_recipe
+from tests.training.runs import SOAK, tiny_recipe
 
 # `make soak` trains every family in every layout for ten steps; without it each in one or a few, for fewer.
-SOAK = bool(os.environ.get("SCALE_SOAK"))
 NUM_STEPS = 10 if SOAK else 6
 
 # Four layers, so that two pipeline stages have two each; heads and groups of keys that two and four ranks divide.

@@ -110,6 +110,7 @@ RAMP = {"start": 4, "increment": 4, "samples": 40}
 CURRICULUM = {"start": 8, "increment": 8, "samples": 36}
 
 
+@pytest.mark.skipif(not SOAK, reason="the long form: SCALE_SOAK=1")
 def test_machinery_changes_no_loss(tmp_path):
     """What a plan or a recipe may ask for beside the stages, in two stages and in four."""
     plain = recipe_of("gpt2", tmp_path, num_steps=5)

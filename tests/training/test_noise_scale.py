@@ -14,7 +14,7 @@ from scaling.data import Split
 from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 from tests.ranks import on_ranks
-from tests.training.runs import files, layout, metrics, tiny_recipe
+from tests.training.runs import SOAK, files, layout, metrics, tiny_recipe
 
 PARTS = ["gradient_signal", "gradient_noise"]
 
@@ -159,7 +159,7 @@ def test_micro_batches_with_unequal_numbers_of_targets_count_by_their_targets(tm
     assert_close(lines, reference(recipe, tmp_path), 1e-4)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"] if SOAK else ["bf16"])
 def test_in_16_bit_the_stages_agree_to_rounding(precision, tmp_path):
     recipe = tiny_recipe(tmp_path, precision=precision, num_steps=6)
     truth = reference(recipe, tmp_path)
