@@ -44,7 +44,8 @@ test: $(INSTALLED)
 
 soak: $(INSTALLED)
 	SCALE_SOAK=1 $(BIN)/python -m pytest -s tests/faults tests/parallel tests/optim/test_table.py tests/training/test_resume.py \
-	    tests/training/test_noise_scale.py tests/training/test_weights.py tests/cost/test_memory_measured.py
+	    tests/training/test_noise_scale.py tests/training/test_same_loss.py tests/training/test_universal.py \
+	    tests/training/test_weights.py tests/cost/test_memory_measured.py
 
 check: $(INSTALLED)
 	ruff format --check .

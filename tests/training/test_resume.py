@@ -21,7 +21,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", LAYOUTS if SOAK else list(LAYOUTS)[::2])
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(name, tmp_path):
     precision, strategy = LAYOUTS[name]
     recipe = tiny_recipe(tmp_path, precision=precision, dropout=0.1, num_steps=6)
