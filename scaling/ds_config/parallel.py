@@ -1,22 +1,14 @@
 """How a ds_config spells the parallel sizes beside data parallelism: written here, and read back here."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from scaling.ds_config.tensor import partition_config
 from scaling.errors import InputError
+from scaling.plan.layouts import Sizes
 from scaling.shape import Shape
 from scaling.strategy import Strategy
 
 KEYS = {"tensor_parallel", "pipeline", "sequence_parallel_size", "expert_parallel"}
-
-
-class Sizes(NamedTuple):
-    """Parallel sizes beside data parallelism."""
-
-    tensor: int = 1
-    pipeline: int = 1
-    sequence: int = 1
-    expert: int = 1
 
 
 def blocks(shape: Shape, strategy: Strategy) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from scaling.errors import FileProblems, InputError, ScaleError, did_you_mean
 from scaling.files import read_text
 from scaling.optimizers import OPTIMIZERS, unsound
 from scaling.parallelism import altered, unsplittable
-from scaling.plan.layouts import offload_ignored
+from scaling.plan.layouts import Sizes, offload_ignored
 from scaling.recipe import Recipe
 from scaling.strategy import Offload, Strategy, bucket_size
 
@@ -106,7 +106,7 @@ def strategy_of(config: dict[str, Any], recipe: Recipe, world_size: int) -> Stra
     return strategy
 
 
-def _data_parallel_size(sizes: parallel.Sizes, world_size: int) -> int:
+def _data_parallel_size(sizes: Sizes, world_size: int) -> int:
     split = sizes.tensor * sizes.pipeline * sizes.sequence
     if world_size % split:
         factors = f"tensor {sizes.tensor} x pipeline {sizes.pipeline} x sequence {sizes.sequence}"
