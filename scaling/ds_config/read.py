@@ -111,7 +111,7 @@ def _data_parallel_size(sizes: Sizes, world_size: int) -> int:
     if world_size % split:
         factors = f"tensor {sizes.tensor} x pipeline {sizes.pipeline} x sequence {sizes.sequence}"
         raise InputError(
-            "world_size", world_size, f"is not a multiple of {factors}", hint=f"{split} ranks, or 2 x {split}"
+            "world_size", world_size, f"is not a multiple of {factors}", hint=f"a multiple of {split} ranks"
         )
     return world_size // split
 
