@@ -186,6 +186,7 @@ facts = {
 }
 with open(f"facts{accelerator.process_index}.json", "w") as file:
     json.dump(facts, file)
+accelerator.end_training()  # ranks that exit with their process group standing abort now and then
 """
 
 
