@@ -48,6 +48,11 @@ CHOICES: dict[str, tuple[Setting, ...]] = {
     "rope_parameters.full_attention.rope_type": ("default",),
     "rope_parameters.sliding_attention.rope_type": ("default",),
 }
+# What each way to stretch rotary positions needs to be told (transformers 5.23.0, modeling_rope_utils.py).
+ROPE_FACTORS: dict[Setting, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 _WINDOWLESS = {"use_sliding_window": False}
 _HEAD_DIM = {"head_dim": ("head_dim",)}
 _BART_NAMES = {

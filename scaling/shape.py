@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from scaling.errors import InputError, did_you_mean
-from scaling.family import CHOICES, FAMILIES, Family, Setting
+from scaling.family import CHOICES, FAMILIES, ROPE_FACTORS, Family, Setting
 
 # Bucketed distances of T5's relative positions (Raffel et al. 2020, section 2.1), for each head of the first layer.
 _RELATIVE_BUCKETS = 32
@@ -144,6 +144,16 @@ class Shape:
         for key, value in self.all_settings.items():
             if key.endswith(("eps", "epsilon")) and isinstance(value, float) and value <= 0:
                 raise InputError(f"model.settings.{key}", value, "is not above 0")
+        rope_type = self.all_settings.get("rope_parameters.rope_type")
+        for factor in ROPE_FACTORS.get(rope_type, ()):
+            if self.all_settings[f"rope_parameters.{factor}"] is None:
+                problem = f"needs rope_parameters.{factor} beside it"
+                raise InputError("model.settings.rope_parameters.rope_type", rope_type, problem)
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens of a sequence at most; None where positions are relative, and have no end."""
+        return None if self.traits.positions == "relative" else self.max_position_embeddings
 
     @property
     def traits(self) -> Family:

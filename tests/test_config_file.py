@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from scaling.errors import InputError
 from scaling.family import FAMILIES
@@ -133,6 +134,21 @@ def test_a_window_and_another_head_are_refused_where_the_family_may_have_them():
     del mistral["sliding_window"]  # which transformers takes for 4096
     with pytest.raises(InputError, match="4096 is not None"):
         shape_of(mistral)
+
+
+@pytest.mark.parametrize("missing", ["factor", "low_freq_factor", "high_freq_factor", None])
+def test_stretched_positions_are_refused_exactly_where_transformers_lacks_a_factor(missing):
+    stretched = {key: value for key, value in _LLAMA["rope_scaling"].items() if key != missing}
+    fields = {**_LLAMA, "num_hidden_layers": 1, "rope_scaling": stretched}
+    with torch.device("meta"):
+        if missing is None:
+            shape_of(fields)
+            AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+        else:
+            with pytest.raises(InputError, match=f"'llama3' needs rope_parameters.{missing} beside it"):
+                shape_of(fields)
+            with pytest.raises(KeyError, match=missing):
+                AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
 
 
 # --- Models of one's own

@@ -43,7 +43,8 @@ class Training:
     @cached_property
     def num_params(self) -> int:
         """Without embeddings: all four fits count so (85M and 302M are GPT-2's 124M and 355M)."""
-        return self.shape.num_layers * self.shape.layer_params
+        parts = self.shape.params_by_part
+        return parts["layers"] + parts.get("decoder_layers", 0)
 
     @cached_property
     def flops(self) -> float:
@@ -203,13 +204,14 @@ class Estimate:
 
     @cached_property
     def applies(self) -> bool:
-        """All fits are of causal LMs; only what was measured holds for a masked one."""
+        """All fits are of causal LMs; only what was measured holds for another model."""
         return self.fit.measured or self.training.shape.traits.kind == "decoder"
 
     @cached_property
     def outside(self) -> tuple[str, ...]:
         beyond = (limits.outside(self.training) for limits in self.fit.limits)
-        return (*(() if self.applies else ("a masked LM; fitted to causal ones",)), *filter(None, beyond))
+        task = self.training.shape.traits.task
+        return (*(() if self.applies else (f"{task}; fitted to causal LMs",)), *filter(None, beyond))
 
     @cached_property
     def batch(self) -> float | None:

@@ -158,8 +158,8 @@ def _judgement(
         if seq_length is None:
             seq_length, whose = request.usual_length(entry)
             said.append(f"seq_length: {seq_length}, {whose}")
-        elif not 1 <= seq_length <= shape.max_position_embeddings:
-            problem = f"is not between 1 and the {shape.max_position_embeddings} positions of {shape.name}"
+        elif not 1 <= seq_length <= (shape.longest_sequence or seq_length):
+            problem = f"is not between 1 and the {shape.longest_sequence} positions of {shape.name}"
             raise InputError("seq_length", seq_length, problem)
         if tokens is None:
             num_tokens = 20 * shape.num_params  # Hoffmann et al. 2022 (arXiv 2203.15556)
@@ -183,7 +183,9 @@ def _judgement(
         shape=shape, num_tokens=num_tokens, seq_length=seq_length, given_loss=loss, noise_scale=noise_scale
     )
     if loss is None:
-        said.append(f"loss: {training.loss:.2f} nats at the end, by the fit of Hoffmann et al. 2022 to size and tokens")
+        whose = "" if shape.traits.kind == "decoder" else f"; of causal LMs, and this is {shape.traits.task}"
+        fit = f"by the fit of Hoffmann et al. 2022 to size and tokens{whose}"
+        said.append(f"loss: {training.loss:.2f} nats at the end, {fit}")
     return Judgement(training=training, batch=global_batch_size), said
 
 

@@ -333,14 +333,14 @@ class Recipe(_Strict):
         wanted = shape.traits.task
         if self.task != wanted:
             raise InputError("task", self.task, f"does not fit {shape.name}, which is trained as {wanted!r}")
-        if self.data.seq_length > shape.max_position_embeddings:
-            problem = f"is beyond the {shape.max_position_embeddings} positions of {shape.name}"
+        longest = shape.longest_sequence
+        if longest is not None and self.data.seq_length > longest:
+            problem = f"is beyond the {longest} positions of {shape.name}"
             raise InputError("data.seq_length", self.data.seq_length, problem)
         if self.task in ("masked-lm", "span-corruption") and self.data.masking_fraction == 0:
             raise InputError("data.masking_fraction", 0.0, "leaves nothing to predict", hint="0.15 is BERT's and T5's")
-        if self.spans and self.spans.target_length > shape.max_position_embeddings:
-            problem = f"asks for {self.spans.target_length} positions of the decoder, which has "
-            problem += str(shape.max_position_embeddings)
+        if self.spans and longest is not None and self.spans.target_length > longest:
+            problem = f"asks for {self.spans.target_length} positions of the decoder, which has {longest}"
             raise InputError("data.masking_fraction", self.data.masking_fraction, problem, hint="0.15 is T5's")
         if self.spans and self.data.curriculum:  # where the first samples have no room for a span, too
             spans_of(self.data.curriculum.start, self.data.masking_fraction, self.data.mean_span_length)

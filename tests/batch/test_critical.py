@@ -95,6 +95,8 @@ def test_parameters_are_counted_as_the_papers_do():
     # Zhang et al. call these 85M, 302M and 1.2B; with embeddings GPT-2's are 124M and 355M.
     for name, millions in (("gpt3-125m", 85), ("gpt3-350m", 302), ("gpt3-1.3b", 1208)):
         assert training_of(MODELS[name].shape).num_params / 1e6 == pytest.approx(millions, rel=0.005)
+    # T5's encoder and decoder both: 223M with an embedding of 32,128 x 768 (Raffel et al. 2019 call it 220M).
+    assert training_of(MODELS["t5-base"].shape).num_params / 1e6 == pytest.approx(198, rel=0.005)
 
 
 def test_the_fitted_loss_is_chinchillas_and_never_worse_than_guessing():
@@ -142,7 +144,7 @@ def test_no_fit_speaks_for_a_masked_lm():
     assert judgement.deciding == ()
     assert judgement.is_worth_using
     assert judgement.growing is None
-    assert all("a masked LM" in row.outside[0] for row in judgement.estimates)
+    assert all("masked-lm; fitted to causal LMs" in row.outside[0] for row in judgement.estimates)
 
 
 def test_below_zhangs_smallest_batch_there_is_no_critical_one():

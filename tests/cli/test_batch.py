@@ -224,6 +224,20 @@ def test_what_is_no_run_is_an_error(scale, tmp_path):
     assert "has a line 1 that is not JSON" in err
 
 
+def test_a_model_that_is_no_causal_lm_is_told_that_the_loss_is_of_those(scale):
+    for name, task in (("bert-base", "masked-lm"), ("t5-base", "span-corruption")):
+        code, out, _ = scale("batch", "--model", name)
+        assert code == 0
+        assert f"size and tokens; of causal LMs, and this is {task}" in out
+    assert "of causal LMs" not in scale("batch", "--model", "gpt2")[1]
+
+
+def test_relative_positions_have_no_end_and_others_do(scale):
+    assert scale("batch", "--model", "t5-base", "--seq-length", "2048")[0] == 0
+    code, _, err = scale("batch", "--model", "bert-base", "--seq-length", "2048")
+    assert (code, "is not between 1 and the 512 positions of bert-base" in err) == (2, True)
+
+
 def test_it_answers_without_torch():
     program = "import sys; from scaling.cli import main; sys.argv = ['scale', 'batch', '--model', 'gpt2']\n"
     program += (

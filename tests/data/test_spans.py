@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from scaling import data
 from scaling.data import Split, tokenizer
 from scaling.data.tokenizer import Vocabulary
 from scaling.errors import InputError
-from scaling.recipe import spans_of
+from scaling.recipe import EMBEDDED_CORPUS, spans_of
 from tests.parallel.families import recipe_of
 
 SENTINELS = tuple(range(1999, 1989, -1))
@@ -116,3 +117,10 @@ def test_the_tokenizer_leaves_the_top_of_the_vocabulary_to_the_sentinels(tmp_pat
     assert recipe.predicted_fraction == 8 / 32
     with pytest.raises(InputError, match="3 special tokens and 200 sentinels"):
         tokenizer.train(["text"], 384, 200)
+
+
+def test_a_sample_may_be_longer_than_the_context_where_positions_are_relative(tmp_path):
+    data_of = {"corpus": [EMBEDDED_CORPUS], "seq_length": 64, "validation_fraction": 0.05}
+    assert recipe_of("t5", tmp_path, data=data_of).shape.max_position_embeddings == 32
+    with pytest.raises(ValidationError, match=r"data\.seq_length: 64 is beyond the 32 positions"):
+        recipe_of("bart", tmp_path, data=data_of)
