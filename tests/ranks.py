@@ -12,7 +12,8 @@ from typing import Any
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["scaling.training.loop", "scaling.data", "scaling.train"])
-_TIMEOUT_S = 120
+SOAK = bool(os.environ.get("SCALE_SOAK"))  # the long form of a test: `make soak`
+_TIMEOUT_S = 3600 if SOAK else 120  # there many programs run on the same ranks, one after another
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:

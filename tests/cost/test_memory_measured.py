@@ -9,7 +9,8 @@ import pytest
 
 from scaling import cost, hardware, registry
 from scaling.recipe import EMBEDDED_CORPUS, model_of
-from tests.training.runs import SOAK, layout, run, tiny_recipe
+from tests.ranks import SOAK
+from tests.training.runs import layout, run, tiny_recipe
 
 RUNS = {
     "fp32, 1 rank, stage 0": ("gpt-demo", "fp32", layout(1, 0, micro=8)),

@@ -88,11 +88,11 @@ def start(folder: Path, what: Recipe, strategy: Strategy, *flags: str, plant: Pl
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes, logs = [], []
-    for rank in range(strategy.data_parallel_size):
+    for rank in range(strategy.world_size):
         logs.append(folder / f"said_{rank}.txt")
         environment = {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": strategy.data_parallel_size, "MASTER_PORT": port,
-            "LOCAL_WORLD_SIZE": strategy.data_parallel_size, "MASTER_ADDR": "127.0.0.1",
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": strategy.world_size, "MASTER_PORT": port,
+            "LOCAL_WORLD_SIZE": strategy.world_size, "MASTER_ADDR": "127.0.0.1",
         }  # fmt: skip
         arguments = (argv, {key: str(value) for key, value in environment.items()}, logs[-1], plant)
         process = context.Process(target=_rank, args=arguments, daemon=True)

@@ -16,7 +16,8 @@ import pytest
 from scaling import manifest
 from tests.faults import lives
 from tests.faults.plants import MOMENTS, DeathInSave, LossSpike, NotANumber, Slow, SmallFiles
-from tests.training.runs import SOAK, layout, metrics, tiny_recipe
+from tests.ranks import SOAK
+from tests.training.runs import layout, metrics, tiny_recipe
 
 SAVES = ["background", "at_once"]
 KILLS = 13 if SOAK else 2  # of each kind of run

@@ -7,7 +7,8 @@ import pytest
 from tests.faults import lives
 from tests.faults.plants import Both, InFp16, NotANumber
 from tests.faults.test_faults import recipe_of
-from tests.training.runs import SOAK, layout, metrics
+from tests.ranks import SOAK
+from tests.training.runs import layout, metrics
 
 # The loss of these steps times 2^24 overflows; the scale finds its place within the first steps, and doubles later.
 OVERFLOWING = InFp16(initial_scale_power=24, loss_scale_window=6)

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.faults import lives
-from tests.training.runs import SOAK, layout, losses, tiny_recipe
+from tests.ranks import SOAK
+from tests.training.runs import layout, losses, tiny_recipe
 
 RANKS = {"same": (2, 2), "2 -> 1": (2, 1), "1 -> 2": (1, 2)}
 STAGES = [(0, 0), (1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (2, 0)]

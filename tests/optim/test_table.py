@@ -16,8 +16,8 @@ from scaling.optimizers import OPTIMIZERS, TRAINABLE, unsound
 from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
 from tests.optim.runs import Case, batch, build, difference, grouped, on_engines
-from tests.ranks import on_ranks
-from tests.training.runs import SOAK, files, layout, losses, metrics, tiny_recipe
+from tests.ranks import SOAK, on_ranks
+from tests.training.runs import files, layout, losses, metrics, tiny_recipe
 
 DECAY = 0.01
 ASKED = {

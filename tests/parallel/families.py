@@ -6,7 +6,8 @@ from typing import Any
 from scaling.family import FAMILIES
 from scaling.recipe import EMBEDDED_IMAGES, Recipe
 from scaling.shape import Shape
-from tests.training.runs import SOAK, tiny_recipe
+from tests.ranks import SOAK
+from tests.training.runs import tiny_recipe
 
 # `make soak` trains every family in every layout for ten steps; without it each in one or a few, for fewer.
 NUM_STEPS = 10 if SOAK else 6

@@ -3,7 +3,8 @@
 import pytest
 
 from scaling.family import FAMILIES
-from tests.parallel.families import NUM_STEPS, SOAK, recipe_of
+from tests.parallel.families import NUM_STEPS, recipe_of
+from tests.ranks import SOAK
 from tests.training.runs import layout, run_each
 from tests.training.test_same_loss import reference
 

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 from scaling import ds_config
 from scaling.errors import ScaleError
 from scaling.training.export import export
-from tests.parallel.families import NUM_STEPS, SOAK, recipe_of
+from tests.parallel.families import NUM_STEPS, recipe_of
+from tests.ranks import SOAK
 from tests.training.runs import layout, losses, run, run_each
 from tests.training.test_same_loss import reference
 

@@ -14,8 +14,8 @@ from scaling.cost.stages import shares_of_layers
 from scaling.errors import FileProblems
 from scaling.family import FAMILIES
 from scaling.parallelism import PARALLELISMS, unsplittable
-from tests.parallel.families import SOAK, recipe_of
-from tests.ranks import on_ranks
+from tests.parallel.families import recipe_of
+from tests.ranks import SOAK, on_ranks
 from tests.training.runs import layout
 from tests.training.test_same_loss import reference
 

@@ -5,7 +5,8 @@ import pytest
 from scaling import ds_config
 from scaling.errors import ScaleError
 from scaling.training.engine import gradient_divisor
-from tests.parallel.families import NUM_STEPS, SOAK, recipe_of
+from tests.parallel.families import NUM_STEPS, recipe_of
+from tests.ranks import SOAK
 from tests.training.runs import layout, losses, run, run_each
 from tests.training.test_same_loss import reference
 

@@ -15,8 +15,8 @@ from scaling.parallelism import PARALLELISMS, unsplittable
 from scaling.shape import Shape
 from scaling.training import export
 from scaling.training.optimizer import make, parameter_groups
-from tests.parallel.families import NUM_STEPS, SOAK, recipe_of
-from tests.ranks import on_ranks
+from tests.parallel.families import NUM_STEPS, recipe_of
+from tests.ranks import SOAK, on_ranks
 from tests.training.runs import layout, metrics, run, run_each
 from tests.training.test_same_loss import reference
 

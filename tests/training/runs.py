@@ -1,7 +1,6 @@
 """Tiny real runs: a recipe, a ds_config from the generator, the real program on real ranks."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from scaling import ds_config, recipe, train
 from scaling.recipe import Recipe
 from scaling.strategy import Strategy
 from tests.ranks import on_ranks
-
-SOAK = bool(os.environ.get("SCALE_SOAK"))  # the long form of a test: `make soak`
 
 _SHAPE = {
     "name": "tiny",

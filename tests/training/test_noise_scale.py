@@ -13,8 +13,8 @@ from scaling import data, models, train
 from scaling.data import Split
 from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
-from tests.ranks import on_ranks
-from tests.training.runs import SOAK, files, layout, metrics, tiny_recipe
+from tests.ranks import SOAK, on_ranks
+from tests.training.runs import files, layout, metrics, tiny_recipe
 
 PARTS = ["gradient_signal", "gradient_noise"]
 

@@ -10,7 +10,8 @@ from scaling.errors import FileProblems, InputError
 from scaling.recipe import Growth
 from scaling.training import checkpoint
 from scaling.training.export import export
-from tests.training.runs import SOAK, files, layout, losses, metrics, run, tiny_recipe
+from tests.ranks import SOAK
+from tests.training.runs import files, layout, losses, metrics, run, tiny_recipe
 
 LAYOUTS = {
     "fp32 stage 0": ("fp32", layout(2, 0)),

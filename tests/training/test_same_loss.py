@@ -10,7 +10,8 @@ from scaling import course, data, models
 from scaling.training.loop import Training
 from scaling.training.optimizer import parameter_groups
 from scaling.training.schedule import learning_rate
-from tests.training.runs import SOAK, layout, run, run_each, tiny_recipe
+from tests.ranks import SOAK
+from tests.training.runs import layout, run, run_each, tiny_recipe
 
 # Every stage, one and two ranks, with and without accumulation and activation checkpointing.
 LAYOUTS = {

@@ -22,8 +22,8 @@ from scaling.errors import FileProblems, ScaleError
 from scaling.optim import layout as cuts
 from scaling.training import checkpoint, universal
 from scaling.training.export import export
-from tests.ranks import on_ranks
-from tests.training.runs import SOAK, files, layout, losses, run, tiny_recipe
+from tests.ranks import SOAK, on_ranks
+from tests.training.runs import files, layout, losses, run, tiny_recipe
 
 # Odd sizes throughout, so that both two and three ranks leave padding.
 MODEL = {

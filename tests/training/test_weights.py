@@ -21,8 +21,8 @@ from scaling.training.checkpoint import Reached, Saver, load
 from scaling.training.engine import make_engine
 from scaling.training.export import export
 from tests.parallel.families import model_of, recipe_of, shape_of
-from tests.ranks import on_ranks
-from tests.training.runs import SOAK, layout, losses, run
+from tests.ranks import SOAK, on_ranks
+from tests.training.runs import layout, losses, run
 
 SMALL = {"num_layers": 2}
 
