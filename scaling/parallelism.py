@@ -95,15 +95,27 @@ def unsplittable(shape: Shape, split: Split, seq_divisor: int) -> tuple[str, str
     if (problem := not_at_stage(split))[0]:
         return problem
     for kind, size in split.parallelism.items():
-        if kind == "pipeline" and size > shape.num_layers:
-            return f"pipeline_parallel_size {size} exceeds the {shape.num_layers} layers", f"1 to {shape.num_layers}"
-        divided = _divided(kind, shape, seq_divisor)
-        for what, whole in divided.items():
-            if whole % size:
-                common = gcd(*divided.values())
-                divisors = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
-                return f"{kind}_parallel_size {size} does not divide {what} {whole}", f"sizes that do: {divisors}"
+        problem, hint = indivisible(kind, size, shape, seq_divisor)
+        if problem:
+            return f"{kind}_parallel_size {size} {problem}", hint
     return "", ""
+
+
+def indivisible(kind: str, size: int, shape: Shape, seq_divisor: int) -> tuple[str, str]:
+    """(what the size does wrong, the sizes that work), whether a model is run so or not; empty strings where nothing."""
+    if kind == "pipeline" and size > shape.num_layers:
+        return f"exceeds the {shape.num_layers} layers", f"1 to {shape.num_layers}"
+    divided = _divided(kind, shape, seq_divisor)
+    for what, whole in divided.items():
+        if whole % size:
+            hint = f"sizes that do: {', '.join(map(str, divisors(gcd(*divided.values()))))}"
+            return f"does not divide {what} {whole}", hint
+    return "", ""
+
+
+def divisors(number: int) -> list[int]:
+    """1 first."""
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _divided(kind: str, shape: Shape, seq_divisor: int) -> dict[str, int]:
@@ -130,6 +142,10 @@ def altered(optimizer: str, dropout: float, precision: str, kinds: Collection[st
                 f"dropout: {dropout:g} under tensor parallelism: what every rank computes needs the same mask on all, "
                 "and heads that are cut different ones, but torch draws both from one generator; 0 works"
             )
+    if optimizer == "adafactor" and "expert" in kinds:
+        return (
+            "optimizer: adafactor takes all experts of a layer, gate and up, as one tensor, and these ranks have parts"
+        )
     if optimizer == "muon" and {"sequence", "expert"} & set(kinds):
         return "optimizer: DeepSpeed's Muon wants gradients reduced whole, and these ranks theirs scattered"
     if "pipeline" in kinds:

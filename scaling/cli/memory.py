@@ -25,6 +25,7 @@ def memory(
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each matrix.")] = 1,
     pipeline_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share the layers.")] = 1,
     sequence_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each sequence.")] = 1,
+    expert_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share the experts.")] = 1,
     offload_optimizer: Annotated[str, typer.Option(help="Where optimizer states live: none, cpu or nvme.")] = "none",
     offload_param: Annotated[str, typer.Option(help="Where parameters wait: none, cpu or nvme.")] = "none",
     nvme_path: Annotated[str | None, typer.Option(help="A folder on each node's NVMe drive.")] = None,
@@ -43,7 +44,7 @@ def memory(
     from scaling.cli.plan_text import memory_table
     from scaling.cost.profile import DEEPSPEED, load_profile
     from scaling.errors import InputError, did_you_mean
-    from scaling.parallelism import unsplittable
+    from scaling.parallelism import divisors, indivisible, unsplittable
     from scaling.plan import request
     from scaling.plan.layouts import offload_ignored
     from scaling.strategy import Checkpointing, Offload, Strategy, bucket_size
@@ -64,24 +65,19 @@ def memory(
             "offload_optimizer, offload_param", "nvme", "needs an NVMe drive", hint="give --nvme-path and --nvme-gib"
         )
     split = tensor_parallel_size * pipeline_parallel_size * sequence_parallel_size
-    if cluster.world_size % split:
-        raise InputError(
-            "tensor x pipeline x sequence parallel sizes", split, f"do not divide {cluster.world_size} ranks"
-        )
+    for field, size in (
+        ("tensor x pipeline x sequence parallel sizes", split),
+        ("expert_parallel_size", expert_parallel_size),
+    ):
+        if cluster.world_size % size:
+            hint = f"sizes that do: {', '.join(map(str, divisors(cluster.world_size)))}"
+            raise InputError(field, size, f"does not divide the {cluster.world_size} ranks", hint=hint)
     ranks = cluster.world_size // split
     recipe, said = request.recipe_for(
         cluster, params=params, family=family, model=model, seq_length=seq_length, precision=precision, tokens="1B",
         global_batch_size=micro_batch_size * gradient_accumulation_steps * ranks,
     )  # fmt: skip
     shape = recipe.shape
-    for name, size, by in (
-        ("tensor_parallel_size", shape.num_attention_heads, tensor_parallel_size),
-        ("sequence_parallel_size", shape.num_attention_heads, sequence_parallel_size),
-        ("pipeline_parallel_size", shape.num_layers, pipeline_parallel_size),
-    ):
-        if size % by:
-            what = "layers" if name.startswith("pipeline") else "attention heads"
-            raise InputError(name, by, f"does not divide the {size} {what} of {shape.name}")
     bucket = bucket_size(shape)
     strategy = Strategy(
         zero_stage=zero_stage,
@@ -91,12 +87,17 @@ def memory(
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
         sequence_parallel_size=sequence_parallel_size,
+        expert_parallel_size=expert_parallel_size,
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
         activation_checkpointing=activation_checkpointing,  # type: ignore[arg-type]  # checked above
         reduce_bucket_size=bucket,
         allgather_bucket_size=bucket,
     )
+    for kind, size in strategy.parallelism.items():
+        problem, hint = indivisible(kind, size, shape, recipe.seq_divisor)
+        if problem:
+            raise InputError(f"{kind}_parallel_size", size, f"{problem} of {shape.name}", hint=hint)
     estimate = cost.memory(cost.Job.of(recipe), strategy, cluster, load_profile(profile) if profile else DEEPSPEED)
     if as_json:
         print(json.dumps({"strategy": asdict(strategy), "memory": asdict(estimate), "fits": estimate.fits}, indent=2))

@@ -112,18 +112,10 @@ def _document(entry: "Entry") -> dict[str, Any]:
 
 
 def _sizes(shape: "Shape", kind: str, seq_length: int) -> list[int]:
-    """The sizes above one, up to 64, at which a kind of parallelism runs."""
-    from dataclasses import replace
+    """The sizes above one, up to 64, by which a model divides."""
+    from scaling.parallelism import indivisible
 
-    from scaling.parallelism import unsplittable
-    from scaling.strategy import Strategy
-
-    whole = Strategy(
-        zero_stage=0, offload_optimizer="none", data_parallel_size=1, micro_batch_size=1,
-        gradient_accumulation_steps=1, activation_checkpointing="none", reduce_bucket_size=2, allgather_bucket_size=2,
-    )  # fmt: skip
-    asked = ((size, replace(whole, **{f"{kind}_parallel_size": size})) for size in range(2, 65))  # type: ignore[arg-type]
-    return [size for size, strategy in asked if not unsplittable(shape, strategy, seq_length)[0]]
+    return [size for size in range(2, 65) if not indivisible(kind, size, shape, seq_length)[0]]
 
 
 # (precision, optimizer) whose states `scale models NAME` shows, and the ranks over which ZeRO divides them.

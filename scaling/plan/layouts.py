@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scaling.hardware import Cluster
 from scaling.optimizers import unsound
-from scaling.parallelism import altered, not_at_stage, not_run, unsplittable
+from scaling.parallelism import altered, divisors, indivisible, not_at_stage, not_run
 from scaling.recipe import Recipe
 from scaling.shape import Shape
 from scaling.strategy import Checkpointing, Offload, family_name, parallelism
@@ -77,8 +77,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
                 expert_parallel_size=ep,
             )
             layout = replace(layout, not_run=not_run(recipe.shape, layout))
-            # Of what is run, only sizes that divide what the runtime divides.
-            if layout.not_run or not unsplittable(recipe.shape, layout, recipe.seq_divisor)[0]:
+            if layout.not_run or not not_at_stage(layout)[0]:
                 yield layout
 
 
@@ -99,27 +98,23 @@ class Sizes(NamedTuple):
 
 
 def parallel_sizes(shape: Shape, seq_divisor: int, cluster: Cluster) -> Iterator[Sizes]:
-    """Sizes that divide heads, layers, sequence and experts; none of them first.
+    """Sizes that divide the ranks and the model; none of them first.
 
-    Tensor and sequence parallel ranks stay within a node, where the links are fast; DeepSpeed's sequence parallelism
-    goes with neither of the other two, its experts with neither of the three.
+    Tensor and sequence parallel ranks stay within a node, where the links are fast. Of two kinds together only a
+    pipeline of tensor parallel stages is priced, as other stacks train large models.
     """
-    heads, world = shape.num_attention_heads, cluster.world_size
-    within = _divisors(cluster.gpus_per_node)
-    tensor = [size for size in within if heads % size == 0 and shape.num_key_value_heads % size == 0]
-    for pp, tp in product(_divisors(world, most=shape.num_layers), tensor):
+    world, within = cluster.world_size, divisors(cluster.gpus_per_node)
+
+    def sizes(kind: str, among: list[int]) -> list[int]:
+        return [size for size in among if not indivisible(kind, size, shape, seq_divisor)[0]]
+
+    for pp, tp in product(sizes("pipeline", divisors(world)), sizes("tensor", within)):
         if world % (tp * pp) == 0:
             yield Sizes(tensor=tp, pipeline=pp)
-    for sp in within[1:]:
-        if heads % sp == 0 and seq_divisor % sp == 0:
-            yield Sizes(sequence=sp)
-    for ep in _divisors(shape.num_experts)[1:]:
-        if world % ep == 0:
-            yield Sizes(expert=ep)
-
-
-def _divisors(number: int, most: int | None = None) -> list[int]:
-    return [size for size in range(1, min(number, most or number) + 1) if number % size == 0]
+    for sp in sizes("sequence", within)[1:]:
+        yield Sizes(sequence=sp)
+    for ep in sizes("expert", divisors(world))[1:]:
+        yield Sizes(expert=ep)
 
 
 def offload_ignored(zero_stage: int, offload_optimizer: Offload, offload_param: Offload) -> str:

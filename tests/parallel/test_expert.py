@@ -104,6 +104,10 @@ def test_what_cannot_be_spread_or_would_route_otherwise_is_refused(tmp_path):
     config = ds_config.emit(recipe, layout(3, 1, micro=1, batch=9, expert=3))
     with pytest.raises(ScaleError, match="expert_parallel_size 3 does not divide the experts 4"):
         ds_config.strategy_of(config, recipe, 2)
+    adafactor = recipe_of("mixtral", tmp_path, optimizer={"name": "adafactor", "lr": 1e-2, "weight_decay": 0.0})
+    spread = layout(2, 0, expert=2)
+    with pytest.raises(ScaleError, match="adafactor takes all experts of a layer, gate and up, as one tensor"):
+        ds_config.reconcile(ds_config.emit(adafactor, spread), adafactor, spread)
     strategy = layout(2, 1, expert=2)
     config = ds_config.emit(recipe, strategy)
     config["expert_parallel"]["route_norm"] = False
