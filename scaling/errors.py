@@ -31,6 +31,10 @@ class InputError(ScaleError, ValueError):
         self.value = value
 
 
+class Indivisible(InputError):
+    """Ranks would not have equal shares of a batch or of a model; another number of them, or another size, may."""
+
+
 class FileProblems(ScaleError):
     """Everything that is wrong with one file, reported at once."""
 

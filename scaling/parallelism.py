@@ -12,6 +12,8 @@ from typing import Protocol
 from scaling.family import FAMILIES, Family
 from scaling.shape import Shape
 
+KINDS = ("tensor", "pipeline", "sequence", "expert")  # beside data parallelism
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parallelisms:
@@ -95,14 +97,14 @@ def unsplittable(shape: Shape, split: Split, seq_divisor: int) -> tuple[str, str
     if (problem := not_at_stage(split))[0]:
         return problem
     for kind, size in split.parallelism.items():
-        problem, hint = indivisible(kind, size, shape, seq_divisor)
-        if problem:
-            return f"{kind}_parallel_size {size} {problem}", hint
+        wrong, hint = indivisible(kind, size, shape, seq_divisor)
+        if wrong:
+            return f"{kind}_parallel_size {size} {wrong}", hint
     return "", ""
 
 
 def indivisible(kind: str, size: int, shape: Shape, seq_divisor: int) -> tuple[str, str]:
-    """(what the size does wrong, the sizes that work), whether a model is run so or not; empty strings where nothing."""
+    """(what the size does wrong, the sizes that work), run so or not; empty strings where nothing."""
     if kind == "pipeline" and size > shape.num_layers:
         return f"exceeds the {shape.num_layers} layers", f"1 to {shape.num_layers}"
     divided = _divided(kind, shape, seq_divisor)

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from scaling.hardware import Cluster
     from scaling.plan import Plan
+    from scaling.plan.steering import Steering
     from scaling.recipe import Recipe
 
 
@@ -105,11 +106,9 @@ def plan(
     assumptions += said
     if price is not None:
         cluster = hardware.priced(cluster, price)
-    forbid = forbid or []
-    if runner != Runner.SCALE:
-        forbid = [*forbid, "loss_kernel=chunked"]
-        assumptions.append(f"for {runner}: no chunked loss, which is scale/train.py's own, so the plan fits without")
-    steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid)
+    steering = steering_of(objective=objective, safety=safety, pin=pin or (), forbid=forbid or ())
+    steering, said = scripts.steered(steering, runner.value)
+    assumptions += said
     known = load_profile(profile) if profile else DEEPSPEED
     asked = dict(
         params=params, family=family, model=model, seq_length=seq_length, global_batch_size=global_batch_size,
@@ -124,7 +123,13 @@ def plan(
 
     if elastic is not None:
         _exclude("elastic", elastic, max_model=max_model, min_gpus=min_gpus, objective=steering.objective == "cost")
-        parts, what, said = _elastic(elastic, recipe, cluster, **asked)
+        parts, what, said = _elastic(elastic, recipe, cluster, steering, **asked)
+        if runner == Runner.SCALE:
+            said.append("elastic: a run goes on at any of these sizes, from a checkpoint of any other")
+        else:
+            said.append(
+                "elastic: DeepSpeed resumes a checkpoint on as many GPUs as wrote it: each size is a run of its own"
+            )
         plans = [planned(what, part, said) for part in parts]
         _answer_elastic(plans, out, runner, explain=explain, as_json=as_json)
         return
@@ -198,16 +203,19 @@ def _exclude(field: str, value: object, **others: Any) -> None:
 
 
 def _elastic(
-    text: str, path: Path | None, cluster: "Cluster", **asked: Any
+    text: str, path: Path | None, cluster: "Cluster", steering: "Steering", **asked: Any
 ) -> "tuple[list[Cluster], Recipe, list[str]]":
-    """The sizes of a range, a recipe whose batch they all divide, and what had to be assumed.
+    """The sizes of a range that pins divide, a recipe whose batch they all divide, and what had to be assumed.
 
     A batch that was asked for or published moves to the nearest that serves; one that a recipe fixes is refused.
     """
     from scaling.errors import InputError
     from scaling.plan.elastic import common_batch, sizes_of
 
-    sizes = sizes_of(text, cluster)
+    among = sizes_of(text, cluster)
+    sizes = [size for size in among if steering.divides(size.world_size)]
+    if not sizes:
+        raise InputError("elastic", text, f"holds no number of GPUs for {steering}")
     recipe, said = _recipe(path, cluster, **asked)
     wanted = asked["global_batch_size"] or recipe.global_batch_size
     batch = common_batch(wanted, sizes)
@@ -219,7 +227,8 @@ def _elastic(
             raise InputError("global_batch_size", wanted, problem, hint=hint)
         recipe, said = _recipe(path, cluster, **{**asked, "global_batch_size": batch})
         said.append(f"global_batch_size: {batch}, the nearest to {wanted}, which {problem}")
-    said.append("elastic: a checkpoint resumes only on as many GPUs as wrote it: each size is a run of its own")
+    if left_out := [str(size.world_size) for size in among if size not in sizes]:
+        said.append(f"elastic: {', '.join(left_out)} GPUs left out, which the pinned sizes do not divide")
     return sizes, recipe, said
 
 

@@ -17,10 +17,12 @@ from scaling.errors import InputError
 from scaling.launch.command import accelerate_command, command, script_command
 from scaling.optimizers import OPTIMIZERS
 from scaling.plan import Plan
+from scaling.plan.steering import DATA_PARALLELISM_ALONE, Steering
 from scaling.recipe import AdamW, Cosine, InverseSqrt, Linear, Polynomial, Recipe, WarmupStableDecay
 from scaling.units import format_bytes
 
 Runner = Literal["scale", "accelerate", "trainer"]
+_OURS = "plan for scale/train.py (--for scale), which does it"
 
 SCRIPT = "your_script.py"
 ACCELERATE, ARGUMENTS = "accelerate.yaml", "training_arguments.json"
@@ -41,18 +43,36 @@ def require_optimizer(recipe: Recipe, runner: Runner) -> None:
         )  # fmt: skip
 
 
+def steered(steering: Steering, runner: Runner) -> tuple[Steering, list[str]]:
+    """The steering for what a script's runner can do, and what that leaves out.
+
+    Raises InputError for pinned parallelism: what splits a model is scale/train.py, and no file that others read.
+    """
+    if runner == "scale":
+        return steering, []
+    for kind, size in steering.sizes.items():
+        if size > 1:
+            problem = f"is not done by {runner}, to which the model is whole"
+            raise InputError("pin", f"{kind}_parallel_size={size}", problem, hint=_OURS)
+    pins = (*(pin for pin in steering.pins if pin not in DATA_PARALLELISM_ALONE), *DATA_PARALLELISM_ALONE)
+    forbidden = (*steering.forbidden, ("loss_kernel", "chunked"))
+    return replace(steering, pins=pins, forbidden=forbidden), [
+        f"for {runner}: no chunked loss and no parallelism beside ZeRO's, which are scale/train.py's own, so the plan "
+        "fits without"
+    ]
+
+
 def require_fixed_course(recipe: Recipe, runner: Runner) -> None:
     """Refuses a recipe whose batch, length or rate goes a way that what `runner` reads has no words for."""
     if runner == "scale":
         return
-    hint = "plan for scale/train.py (--for scale), which does it"
     for field, growth in (("batch_ramp", recipe.batch_ramp), ("data.curriculum", recipe.data.curriculum)):
         if growth:
             problem = f"cannot be said in what {runner} reads, whose steps are all alike"
-            raise InputError(field, f"from {growth.start}", problem, hint=hint)
+            raise InputError(field, f"from {growth.start}", problem, hint=_OURS)
     if runner == "trainer" and isinstance(recipe.schedule, Polynomial):
         problem = "is a schedule for which the Trainer asks ZeRO's optimizer for defaults that it does not have"
-        raise InputError("schedule.name", recipe.schedule.name, problem, hint=hint)
+        raise InputError("schedule.name", recipe.schedule.name, problem, hint=_OURS)
 
 
 def config_for(plan: Plan, runner: Runner) -> dict[str, Any]:

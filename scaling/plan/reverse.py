@@ -1,9 +1,10 @@
 """The question turned round: the largest model for a cluster, the fewest or the cheapest GPUs for a model."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
-from scaling.errors import Infeasible, InputError
+from scaling.errors import Indivisible, Infeasible, InputError
 from scaling.hardware import Cluster
 from scaling.plan.explain import shortage
 from scaling.plan.plan import TIE_FRACTION, Plan
@@ -23,9 +24,19 @@ def _smallest(planned: Callable[[int], Plan]) -> tuple[int, Plan]:
         try:
             return size, planned(size)
         except InputError as error:
-            if error.field != "params" or size > _LARGEST_MODEL:
+            if not (isinstance(error, Indivisible) or error.field == "params") or size > _LARGEST_MODEL:
                 raise
             size *= 2
+
+
+def _from(planned: Callable[[int], Plan], size: int, below: float) -> tuple[int, Plan] | None:
+    """The next size from `size` on whose shape the pinned sizes divide, and its plan; None where none lies below."""
+    while size < below:
+        try:
+            return size, planned(size)
+        except Indivisible:
+            size = max(size + 1, round(size * (1 + _CLOSE_FRACTION)))
+    return None
 
 
 def largest_model(planned: Callable[[int], Plan]) -> Plan:
@@ -39,9 +50,9 @@ def largest_model(planned: Callable[[int], Plan]) -> Plan:
     low, high = float(smallest), float(_LARGEST_MODEL)
     while high / low > 1 + _CLOSE_FRACTION:
         middle = (low * high) ** 0.5
-        plan = planned(round(middle))
-        if plan.fits:
-            low, best = middle, plan
+        found = _from(planned, round(middle), high)
+        if found and found[1].fits:
+            low, best = found
         else:
             high = middle
     return best
@@ -52,24 +63,21 @@ def fewest_gpus(recipe: Recipe, cluster: Cluster, planned: Callable[[Recipe, Clu
 
     Raises Infeasible where no number does.
     """
-    last: Plan | None = None
+    last, undivided = None, None
     for grown in _growing(cluster, _MOST_NODES):
         try:
             last = planned(recipe, grown)
-        except InputError as error:
-            if error.field.split(".")[0] not in ("global_batch_size", "batch_ramp"):
-                raise
-            continue  # the batch does not divide by so many
+        except Indivisible as error:
+            undivided = error
+            continue
         if last.fits:
             return last
+    if last is None and undivided:
+        raise undivided
     name = f"{recipe.shape.name} at a global batch of {recipe.global_batch_size}"
     raise Infeasible(
         f"no number of {cluster.accelerator.name} up to {_MOST_NODES} nodes holds {name}",
-        hint=(
-            f"on {last.cluster}: {shortage(last.strategy, last.chosen.memory)}"
-            if last
-            else "choose a batch that more ranks divide"
-        ),
+        hint=f"on {last.cluster}: {shortage(last.strategy, last.chosen.memory)}" if last else "",
     )
 
 
@@ -79,20 +87,23 @@ def cheapest(
     """The plan of the fewest GPU-hours on part of `cluster` or all of it, and the plan of every size looked at.
 
     Sizes are 1, 2, 4, ... GPUs of a node, then whole nodes, doubling, and `cluster` itself; those that do not divide
-    the batch are left out. Of sizes whose GPU-hours tie, the soonest done wins. Where none fits, the plan is that of
-    the whole cluster.
+    the batch, or that pinned sizes do not divide, are left out. Of sizes whose GPU-hours tie, the soonest done wins.
+    Where none fits, the plan is that of the whole cluster.
     """
     if cluster.is_cpu:
         raise InputError("objective", "cost", "has no meaning on a CPU, whose ranks share one machine", hint="time")
-    sizes = [*(size for size in _growing(cluster, cluster.num_nodes) if size.world_size < cluster.world_size), cluster]
-    dividing = [size for size in sizes if recipe.batch_divisor % size.world_size == 0 or size is cluster]
-    plans = tuple(planned(recipe, size) for size in dividing)
+    plans: list[Plan] = []
+    for size in _growing(cluster, cluster.num_nodes):
+        if size.world_size < cluster.world_size:
+            with suppress(Indivisible):
+                plans.append(planned(recipe, size))
+    plans.append(planned(recipe, cluster))
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
-        return plans[-1], plans
+        return plans[-1], tuple(plans)
     fewest = min(plan.chosen.gpu_hours for plan in fitting)
     tied = [plan for plan in fitting if plan.chosen.gpu_hours <= fewest * (1 + TIE_FRACTION)]
-    return min(tied, key=lambda plan: plan.chosen.time.train_days), plans
+    return min(tied, key=lambda plan: plan.chosen.time.train_days), tuple(plans)
 
 
 def _growing(cluster: Cluster, most_nodes: int) -> Iterator[Cluster]:

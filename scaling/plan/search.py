@@ -6,15 +6,14 @@ What scale/train.py does not run (scaling/parallelism.py) is priced and reported
 """
 
 from collections.abc import Iterable, Iterator
-from math import prod
 from typing import Any
 
 from scaling import course
 from scaling.cost.profile import DEEPSPEED, Profile
-from scaling.errors import InputError
+from scaling.errors import Indivisible, InputError
 from scaling.hardware import Cluster
 from scaling.optimizers import OPTIMIZERS, unsound
-from scaling.parallelism import unsplittable
+from scaling.parallelism import altered, divisors, unsplittable
 from scaling.plan.explain import Family, rejections
 from scaling.plan.layouts import Layout, illegal, layouts, offload_ignored, offloads_on
 from scaling.plan.plan import TIE_FRACTION, Candidate, Plan
@@ -159,14 +158,12 @@ def _pareto(candidates: list[Candidate]) -> tuple[Candidate, ...]:
 
 def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None:
     """Every rank takes an equal share of the batch, unless pins have ranks share their samples."""
-    pins, ramp = dict(steering.pins), recipe.batch_ramp
-    split = prod(int(pins.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline", "sequence"))
-    W, rest = divmod(cluster.world_size, split) if split else (0, 1)
-    if not split:
-        raise InputError("pin", str(steering), "has a parallel size of 0", hint="at least 1")
-    if rest or not W:
-        raise InputError("pin", str(steering), f"does not divide the {cluster.world_size} ranks of {cluster}")
+    ramp, world = recipe.batch_ramp, cluster.world_size
     _require_split(recipe, steering)
+    if not steering.divides(world):
+        hint = f"sizes that do: {', '.join(map(str, divisors(world)))}"
+        raise Indivisible("pin", steering.pinned, f"does not divide the {world} ranks of {cluster}", hint=hint)
+    W = world // steering.split
     if not recipe.batch_divisor % W:
         return
     problem = f"is not a multiple of the {W} data-parallel ranks of {cluster}"
@@ -186,22 +183,21 @@ def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None
     if shared:
         ranks, kind = shared[0]
         hint += f"; or have {ranks} ranks share their samples: --pin {kind}_parallel_size={ranks}"
-    raise InputError(field, size, problem, hint=hint)
+    raise Indivisible(field, size, problem, hint=hint)
 
 
 def _require_split(recipe: Recipe, steering: Steering) -> None:
-    """Pinned parallel sizes that the model cannot be split by."""
-    kinds = ("tensor", "pipeline", "sequence", "expert")
-    sizes: dict[str, Any] = {
-        f"{kind}_parallel_size": dict(steering.pins).get(f"{kind}_parallel_size", 1) for kind in kinds
-    }
-    stage = dict(steering.pins).get("zero_stage", 1)
+    """Pinned parallel sizes by which the model cannot be split, or would not train as the recipe says."""
+    sizes: dict[str, Any] = {f"{kind}_parallel_size": size for kind, size in steering.sizes.items()}
+    stage = int(dict(steering.pins).get("zero_stage", OPTIMIZERS[recipe.optimizer.name].stages[0]))
     asked = Layout(
-        zero_stage=int(stage), offload_optimizer="none", offload_param="none", activation_checkpointing="none", **sizes
+        zero_stage=stage, offload_optimizer="none", offload_param="none", activation_checkpointing="none", **sizes
     )
     problem, hint = unsplittable(recipe.shape, asked, recipe.seq_divisor)
     if problem:
-        raise InputError("pin", str(steering), f"cannot be: {problem}", hint=hint)
+        raise Indivisible("pin", steering.pinned, f"cannot be: {problem}", hint=hint)
+    if problem := altered(recipe.optimizer.name, recipe.dropout, recipe.precision, asked.kinds):
+        raise InputError("pin", steering.pinned, f"cannot be: {problem}", hint="another size, or another recipe")
 
 
 def _require_precision(recipe: Recipe, cluster: Cluster) -> None:
@@ -223,7 +219,7 @@ def _require_optimizer(recipe: Recipe, cluster: Cluster, steering: Steering) -> 
     pinned = dict(steering.pins)
     stage, place = pinned.get("zero_stage", OPTIMIZERS[name].stages[0]), pinned.get("offload_optimizer", "none")
     if reason := unsound(name, int(stage), place):  # type: ignore[arg-type]  # pins are checked as they are read
-        raise InputError("pin", str(steering), "cannot be", hint=reason)
+        raise InputError("pin", steering.pinned, "cannot be", hint=reason)
 
 
 def _require_offload(cluster: Cluster, steering: Steering) -> None:
@@ -243,4 +239,4 @@ def _require_offload(cluster: Cluster, steering: Steering) -> None:
         int(stage), places.get("offload_optimizer", none), places.get("offload_param", none)  # type: ignore[arg-type]
     )  # fmt: skip
     if ignored:
-        raise InputError("pin", str(steering), "cannot be", hint=ignored)
+        raise InputError("pin", steering.pinned, "cannot be", hint=ignored)

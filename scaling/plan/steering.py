@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, get_args
 
 from scaling.cost.memory import USABLE_FRACTION
 from scaling.errors import InputError, did_you_mean
+from scaling.parallelism import KINDS
 from scaling.strategy import Strategy
 
 # On one cluster cost ranks as time does: "cost" also chooses how many GPUs (scaling/plan/reverse.py).
@@ -32,6 +34,8 @@ _WORDS: dict[str, tuple[Pair, ...]] = {
     "nvme": (("offload_optimizer", "nvme"), ("offload_param", "nvme")),
     "checkpointing": (("activation_checkpointing", "full"),),
 }
+# What a script can be told that splits no model itself.
+DATA_PARALLELISM_ALONE: tuple[Pair, ...] = tuple((f"{kind}_parallel_size", 1) for kind in KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,36 @@ class Steering:
     pins: tuple[Pair, ...] = ()
     forbidden: tuple[Pair, ...] = ()
 
+    @property
+    def pinned(self) -> str:
+        """As it was written."""
+        return ", ".join(f"{name}={value}" for name, value in self.pins)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The pinned sizes of parallelism by kind; 1 where none is."""
+        pinned = dict(self.pins)
+        return {kind: int(pinned.get(f"{kind}_parallel_size", 1)) for kind in KINDS}
+
+    @property
+    def split(self) -> int:
+        """Ranks to one copy of the data, as far as they are pinned; experts are spread over ranks with data apart."""
+        return prod(size for kind, size in self.sizes.items() if kind != "expert")
+
+    def divides(self, num_ranks: int) -> bool:
+        """Whether the pinned sizes share out so many ranks."""
+        return num_ranks % self.split == 0 and num_ranks % self.sizes["expert"] == 0
+
     def allows(self, strategy: Strategy) -> bool:
         return all(getattr(strategy, name) == value for name, value in self.pins) and not any(
             getattr(strategy, name) == value for name, value in self.forbidden
         )
 
     def __str__(self) -> str:
-        words = [f"{name}={value} pinned" for name, value in self.pins]
+        pins = set(self.pins)
+        words = ["data parallelism alone"] if pins.issuperset(DATA_PARALLELISM_ALONE) else []
+        pins -= set(DATA_PARALLELISM_ALONE) if words else set()
+        words += [f"{name}={value} pinned" for name, value in self.pins if (name, value) in pins]
         spelled = set(self.forbidden)
         for word, pairs in _WORDS.items():
             if spelled.issuperset(pairs):
@@ -97,4 +124,6 @@ def _pair(flag: str, text: str) -> Pair:
         return name, value
     if not value.isdecimal():
         raise InputError(flag, text, "is not a whole number", hint=f"write {name}=2")
+    if int(value) < 1 and name.endswith("_parallel_size"):
+        raise InputError(flag, text, "is no number of ranks", hint="at least 1")
     return name, int(value)

@@ -249,6 +249,35 @@ def test_a_plan_for_a_script_fits_without_the_chunked_loss_that_only_our_loop_ha
     assert kernels == {"scale": "chunked", "accelerate": "full", "trainer": "full"}
 
 
+def test_a_plan_for_a_script_splits_no_model(scale):
+    asked = ["plan", "--model", "llama-2-7b", *EIGHT_A100]
+    assert json.loads(scale(*asked, "--json")[1])["strategy"]["pipeline_parallel_size"] > 1
+    for runner in ("accelerate", "trainer"):
+        code, out, _ = scale(*asked, "--for", runner, "--json")
+        strategy = json.loads(out)["strategy"]
+        sizes = {strategy[f"{kind}_parallel_size"] for kind in ("tensor", "pipeline", "sequence", "expert")}
+        assert (code, sizes, strategy["data_parallel_size"]) == (0, {1}, 8)
+        assert "steering: data parallelism alone, loss_kernel=chunked forbidden" in json.loads(out)["assumptions"]
+        code, _, err = scale(*asked, "--for", runner, "--pin", "tensor_parallel_size=2")
+        assert (code, f"'tensor_parallel_size=2' is not done by {runner}" in err) == (2, True)
+
+
+def test_pinned_parallelism_holds_for_every_number_of_gpus_that_is_tried(scale):
+    pinned = [*EIGHT_A100, "--pin", "tensor_parallel_size=4", "--json"]
+    code, out, _ = scale("plan", "--params", "1.3B", "--min-gpus", *pinned)
+    assert (code, json.loads(out)["cluster"]["world_size"]) == (0, 4)
+    code, out, _ = scale("plan", "--params", "1.3B", "--objective", "cost", *pinned)
+    assert (code, [size["cluster"]["world_size"] for size in json.loads(out)["sizes"]]) == (0, [4, 8])
+    code, out, _ = scale("plan", "--params", "1.3B", "--elastic", "3-8", *pinned)
+    found = json.loads(out)["sizes"]
+    assert (code, [size["cluster"]["world_size"] for size in found]) == (0, [4, 8])
+    assert "elastic: 3, 5, 6, 7 GPUs left out, which the pinned sizes do not divide" in found[0]["assumptions"]
+    code, _, err = scale("plan", "--params", "1.3B", "--elastic", "5-7", *pinned)
+    assert (code, "holds no number of GPUs for tensor_parallel_size=4 pinned" in err) == (2, True)
+    code, out, _ = scale("plan", "--max-model", "--family", "llama", *pinned)
+    assert (code, json.loads(out)["strategy"]["tensor_parallel_size"]) == (0, 4)
+
+
 def test_every_size_of_an_elastic_range_is_for_the_same_script(scale):
     code, out, _ = scale("plan", "--params", "1.3B", *EIGHT_A100, "--elastic", "4-5", "--for", "trainer", "--out", "p")
     assert code == 0
