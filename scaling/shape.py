@@ -4,6 +4,7 @@ Alphabet: T sequence, D hidden, F intermediate, N heads, K key-value heads, H he
 L layers, E experts.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -64,8 +65,8 @@ class Shape:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
         for field in _DIMENSIONS:
             size = getattr(self, field)
-            if size is not None and size < 1:
-                raise InputError(f"model.{field}", size, "must be at least 1")
+            if size is not None and (type(size) is not int or not 1 <= size <= _LARGEST):
+                raise InputError(f"model.{field}", size, f"must be a whole number from 1 to {_LARGEST:,}")
         if self.explicit_head_dim and self.explicit_head_dim * self.num_attention_heads == self.hidden_size:
             object.__setattr__(self, "explicit_head_dim", None)  # one shape, one spelling
         if self.explicit_head_dim is None and self.hidden_size % self.num_attention_heads:
@@ -95,6 +96,13 @@ class Shape:
             kinds = (int, float) if usual is None or isinstance(usual, float) else (type(usual),)
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise InputError(f"model.settings.{key}", value, f"is not a {kinds[-1].__name__}")
+            if isinstance(value, int | float):
+                most = 1 if key.endswith("partial_rotary_factor") else math.inf
+                if not 0 < value <= most or value == math.inf:
+                    problem = (
+                        "is not a finite number above 0" if most > 1 else "is no part of a head, above 0 and at most 1"
+                    )
+                    raise InputError(f"model.settings.{key}", value, problem)
             if value not in (choices := CHOICES.get(key, (value,))):
                 raise InputError(f"model.settings.{key}", value, f"is not one of {', '.join(map(str, choices))}")
         changed = ((key, given[key]) for key, usual in traits.settings.items() if given.get(key, usual) != usual)
@@ -141,14 +149,15 @@ class Shape:
         if traits.positions == "rotary" and self.head_dim % 2:
             problem = "is odd, and rotary positions turn pairs"
             raise InputError("model.head_dim", self.head_dim, problem, hint="another number of heads")
-        for key, value in self.all_settings.items():
-            if key.endswith(("eps", "epsilon")) and isinstance(value, float) and value <= 0:
-                raise InputError(f"model.settings.{key}", value, "is not above 0")
         rope_type = self.all_settings.get("rope_parameters.rope_type")
         for factor in ROPE_FACTORS.get(rope_type, ()):
             if self.all_settings[f"rope_parameters.{factor}"] is None:
                 problem = f"needs rope_parameters.{factor} beside it"
                 raise InputError("model.settings.rope_parameters.rope_type", rope_type, problem)
+        low, high = (self.all_settings.get(f"rope_parameters.{end}_freq_factor") for end in ("low", "high"))
+        if rope_type == "llama3" and not low < high:  # type: ignore[operator]  # both are there
+            problem = f"is not above low_freq_factor {low}"
+            raise InputError("model.settings.rope_parameters.high_freq_factor", high, problem)
 
     @property
     def longest_sequence(self) -> int | None:
@@ -323,6 +332,7 @@ class Shape:
         return matmul + attention
 
 
+_LARGEST = 2**27  # of any dimension: a vocabulary or a context has it, some day
 _DIMENSIONS = (
     "num_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
     "num_key_value_heads", "num_experts", "experts_per_token", "explicit_head_dim", "num_decoder_layers",

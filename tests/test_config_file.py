@@ -1,6 +1,8 @@
 """A config.json read without transformers means what transformers takes it to mean, or is refused by name."""
 
 import json
+import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -100,7 +102,8 @@ def test_a_file_of_the_hub_is_the_entry_of_the_registry_and_what_transformers_re
     shape = MODELS[name].shape
     assert shape_of(HUB[name], name) == shape
     # transformers' own reading, written in today's names, is the same shape.
-    assert shape_of(json.loads(json.dumps(AutoConfig.for_model(**HUB[name]).to_dict())), name) == shape
+    theirs = AutoConfig.for_model(**deepcopy(HUB[name]))  # which writes into what it is given
+    assert shape_of(json.loads(json.dumps(theirs.to_dict())), name) == shape
 
 
 _LLAMA = HUB["llama-3.1-8b"]
@@ -117,6 +120,13 @@ _LLAMA = HUB["llama-3.1-8b"]
         ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"n_shared_experts": 2}, "n_shared_experts"),
         ({"layer_types": ["sliding_attention"] * 32}, "layer_types"), ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "4096"}, "hidden_size"), ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"hidden_size": 4 * 10**400}, "hidden_size"), ({"num_hidden_layers": 10**20}, "num_layers"),
+        ({"rms_norm_eps": float("nan")}, "settings.rms_norm_eps"), ({"rms_norm_eps": 0.0}, "settings.rms_norm_eps"),
+        ({"initializer_range": -1}, "settings.initializer_range"),
+        ({"rope_theta": float("inf")}, "settings.rope_parameters.rope_theta"),
+        ({"rope_scaling": {**_LLAMA["rope_scaling"], "factor": 0}}, "settings.rope_parameters.factor"),
+        ({"rope_scaling": {**_LLAMA["rope_scaling"], "low_freq_factor": 4.0}},
+         "settings.rope_parameters.high_freq_factor"),
     ],
 )  # fmt: skip
 def test_what_would_be_another_model_is_refused_by_its_key(changes, field):
@@ -151,6 +161,27 @@ def test_stretched_positions_are_refused_exactly_where_transformers_lacks_a_fact
                 AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
 
 
+def test_what_transformers_4_wrote_beside_todays_keys_is_read_where_it_says_the_same():
+    bart = json.loads(json.dumps(config_of(MODELS["bart-base"].shape).to_dict()))
+    # facebook/bart-base's own file has both.
+    assert shape_of({**bart, "num_hidden_layers": 6}, "bart-base") == MODELS["bart-base"].shape
+    with pytest.raises(InputError, match="num_hidden_layers: 12 is not the encoder's 6"):
+        shape_of({**bart, "num_hidden_layers": 12})
+    opt = json.loads(json.dumps(config_of(MODELS["opt-125m"].shape).to_dict()))
+    del opt["word_embed_proj_dim"]  # which transformers takes for hidden_size
+    assert shape_of(opt, "opt-125m") == MODELS["opt-125m"].shape
+
+
+def test_more_of_a_head_than_all_and_classes_that_are_no_number_are_refused():
+    pythia = json.loads(json.dumps(config_of(MODELS["pythia-70m"].shape).to_dict()))
+    with pytest.raises(InputError, match=r"partial_rotary_factor: 3\.0 is no part of a head"):
+        shape_of({**pythia, "rope_parameters": {**pythia["rope_parameters"], "partial_rotary_factor": 3.0}})
+    vit = json.loads(json.dumps(config_of(MODELS["vit-base-16"].shape).to_dict()))
+    for classes in (2.5, True, 0):
+        with pytest.raises(InputError, match=r"model\.vocab_size"):
+            shape_of({**vit, "num_labels": classes})
+
+
 # --- Models of one's own
 
 
@@ -179,12 +210,20 @@ def test_a_name_of_the_hub_is_found_in_the_cache_or_says_how_to_fetch_it(tmp_pat
 
 
 _FILE = """\
+from __future__ import annotations
+import beside
 from scaling.registry import find
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from transformers import GPT2Config
 
+print("to whom it may concern")
+
+@dataclass
+class Sizes:
+    layers: int = beside.LAYERS
+
 def shape():
-    return replace(find("gpt-demo").shape, name="mine", num_layers=6)
+    return replace(find("gpt-demo").shape, name="mine", num_layers=Sizes().layers)
 
 def config():
     return GPT2Config(n_layer=2, n_embd=128, n_head=2, vocab_size=300)
@@ -194,17 +233,34 @@ def wrong():
 
 def breaks():
     raise RuntimeError("no")
+
+class Config:
+    def to_dict(self):
+        raise ValueError("not now")
+
+def half():
+    return replace(shape(), num_layers=2.5)
 """
 
 
-def test_a_function_of_a_python_file_is_a_model(tmp_path):
+def test_a_function_of_a_python_file_is_a_model(tmp_path, capsys):
     path = tmp_path / "my_model.py"
     path.write_text(_FILE)
+    (tmp_path / "beside.py").write_text("LAYERS = 6\n")
     assert (find(f"{path}:shape").shape.name, find(f"{path}:shape").shape.num_layers) == ("mine", 6)
     assert find(f"{path}:config").shape.hidden_size == 128
-    for function, said in (("wrong", "returned a int"), ("breaks", "no"), ("nothing", "no function"), ("shap", "no f")):
+    for function, said in (
+        ("wrong", "returned a int"), ("breaks", "no"), ("nothing", "no function"), ("shap", "no f"),
+        ("Config", "not now"), ("half", r"num_layers: 2\.5 must be a whole number"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             find(f"{path}:{function}")
+    with pytest.raises(InputError) as refused:
+        find(str(path))
+    assert refused.value.hint == f"write {path}:FUNCTION, the one that returns the model's shape"
+    said = capsys.readouterr()
+    assert (said.out, "to whom it may concern" in said.err) == ("", True)  # an answer may be JSON
+    assert str(tmp_path) not in sys.path
     with pytest.raises(InputError, match="no file"):
         find(f"{tmp_path}/other.py:shape")
 

@@ -127,6 +127,8 @@ def _dotted(path: str, value: Any) -> dict[str, Any]:
 def _fields(family: Family, left: dict[str, Any], field: str) -> dict[str, Any]:
     """The fields of Shape, taken out of `left`."""
     fields: dict[str, Any] = {}
+    if family.name == "opt":  # whose embedding is as wide as its layers unless it says otherwise
+        left.setdefault("word_embed_proj_dim", left.get("hidden_size"))
     for of, keys in family.config_names.items():
         if family.kind == "vision" and of in ("vocab_size", "max_position_embeddings"):
             continue
@@ -136,18 +138,23 @@ def _fields(family: Family, left: dict[str, Any], field: str) -> dict[str, Any]:
         if found[0] is None and of not in _OPTIONAL and (of, family.name) not in _OPTIONAL:
             raise InputError(f"{field}.{keys[0]}", None, "is missing", hint="a config.json that transformers wrote")
         if found[0] is not None and (type(found[0]) is not int or found[0] < 1):
-            raise InputError(f"{field}.{keys[0]}", found[0], "is not a number of at least 1")
+            raise InputError(f"{field}.{keys[0]}", found[0], "is not a whole number of at least 1")
         fields[{"head_dim": "explicit_head_dim"}.get(of, of)] = found[0]
     if fields["intermediate_size"] is None:  # GPT-2's n_inner
         fields["intermediate_size"] = 4 * fields["hidden_size"]
     if "num_key_value_heads" in fields:
         fields["num_key_value_heads"] = fields["num_key_value_heads"] or 0
     if family.kind == "vision":
-        labels = left.get("id2label")
-        fields["vocab_size"] = left.get("num_labels") or (len(labels) if labels else 2)  # transformers' default is 2
+        labels = left.get("id2label") or {}
+        fields["vocab_size"] = left.get("num_labels", len(labels) or 2)  # transformers' default is 2
         fields["max_position_embeddings"] = (fields["image_size"] // fields["patch_size"]) ** 2 + 1
         left.pop("tie_word_embeddings", None)
         return fields
+    if family.kind == "encoder-decoder" and (n := left.pop("num_hidden_layers", None)) not in (
+        None,
+        fields["num_layers"],
+    ):  # which transformers 4 wrote of a BART, and takes from the encoder
+        raise InputError(f"{field}.num_hidden_layers", n, f"is not the encoder's {fields['num_layers']}")
     if family.model_type == "roberta":
         fields["max_position_embeddings"] -= family.position_offset
     fields["tied_embeddings"] = _switch(left, "tie_word_embeddings", family.tied_embeddings, field)
@@ -191,8 +198,8 @@ def _require_constants(family: Family, left: dict[str, Any], field: str) -> None
 def _require_pattern(family: Family, left: dict[str, Any], num_layers: int, field: str) -> None:
     """Which layers attend to all, where a config.json lists them: all, or ModernBERT's every third."""
     every = 3 if family.name == "modernbert" else 1
-    pattern = ["sliding_attention" if layer % every else "full_attention" for layer in range(num_layers)]
-    found = left.pop("layer_types", None)
-    if found not in (None, pattern):
+    if (found := left.pop("layer_types", None)) is None:
+        return
+    if found != ["sliding_attention" if layer % every else "full_attention" for layer in range(num_layers)]:
         problem = "is not full attention in " + ("every third layer" if every == 3 else "every layer")
         raise InputError(f"{field}.layer_types", found, problem)

@@ -20,7 +20,12 @@ def find(name: str, field: str = "model") -> Entry:
         return users.own(name, field)
     theirs = users.installed(MODELS)
     if name not in theirs:
-        raise InputError(field, name, "is not a known model", hint=did_you_mean(name, [*MODELS, *theirs]))
+        hint = did_you_mean(name, [*MODELS, *theirs])
+        if name.endswith(".py"):
+            hint = f"write {name}:FUNCTION, the one that returns the model's shape"
+        elif "/" in name:
+            hint = f"write hf:{name} for a folder, or a name on the hub"
+        raise InputError(field, name, "is not a known model", hint=hint)
     return theirs[name]
 
 

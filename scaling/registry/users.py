@@ -2,10 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from scaling.errors import InputError, did_you_mean
@@ -109,22 +112,40 @@ def _function_of(model: str) -> tuple[Path, str] | None:
 def _of_function(path: Path, function: str, model: str, field: str) -> Entry:
     if not path.is_file():
         raise InputError(field, model, f"names no file: there is no {path}")
-    spec = spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(field, model, "is not a Python file")
-    module = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # it is the user's code: whatever it raises is theirs to read
-        raise InputError(field, model, f"cannot be imported: {error!r}") from error
-    if not callable(build := getattr(module, function, None)):
-        functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise InputError(field, model, f"has no function {function}", hint=did_you_mean(function, functions))
-    try:
-        value = build()
-    except (Exception, SystemExit) as error:
-        raise InputError(field, model, f"raised {error!r}") from error
+    with _as_a_script(path), redirect_stdout(sys.stderr):  # stdout is for the answer, which may be JSON
+        try:
+            module = _imported(path)
+        except (Exception, SystemExit) as error:  # it is the user's code: whatever it raises is theirs to read
+            raise InputError(field, model, f"cannot be imported: {error!r}") from error
+        if not callable(build := getattr(module, function, None)):
+            own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+            raise InputError(field, model, f"has no function {function}", hint=did_you_mean(function, own))
+        try:
+            value = build()
+            value = value.to_dict() if hasattr(value, "to_dict") else value
+        except (Exception, SystemExit) as error:
+            raise InputError(field, model, f"raised {error!r}") from error
     return Entry(shape=_shape(value, _name(f"{path.stem}-{function}"), model, field), source=model, licence=_UNKNOWN)
+
+
+@contextmanager
+def _as_a_script(path: Path) -> Iterator[None]:
+    """Modules beside the file are found, as where Python runs it."""
+    sys.path.insert(0, str(path.parent.absolute()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path.parent.absolute()))
+
+
+def _imported(path: Path) -> ModuleType:
+    """The file as a module, under a name that stands in nobody's way; dataclasses look their module up by it."""
+    spec = spec_from_file_location(f"_scale_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None  # for the name ends in .py
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _shape(value: Any, name: str, model: str, field: str) -> Shape:
@@ -132,9 +153,8 @@ def _shape(value: Any, name: str, model: str, field: str) -> Shape:
     if isinstance(value, Shape):
         value.require_buildable()
         return value
-    config = value.to_dict() if hasattr(value, "to_dict") else value
-    if isinstance(config, Mapping):
-        return shape_of(config, name, field)
+    if isinstance(value, Mapping):
+        return shape_of(value, name, field)
     problem = f"returned a {type(value).__name__}"
     if hasattr(value, "state_dict"):
         problem += ", whose weights would not be taken"
