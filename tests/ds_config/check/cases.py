@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +23,11 @@ from deepspeed.utils import groups
 from torch.distributed.nn.functional import all_reduce
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from scaling import ds_config
+from scaling.errors import ScaleError
 from tests.ds_config.check import reality
 from tests.ds_config.check.reality import Case
+from tests.parallel.families import model_of, recipe_of
 
 MICRO = {"train_micro_batch_size_per_gpu": 2}
 ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
@@ -188,6 +192,16 @@ def saved_as_16_bit(config: Any) -> Any:
 def in_a_pipeline(config: Any) -> Any:
     module = PipelineModule([torch.nn.Linear(8, 8)], num_stages=1, loss_fn=torch.nn.MSELoss())
     return reality.engine_of(config, module=module)
+
+
+def read_by_scale_train(config: Any) -> Any:
+    """What scale/train.py says against it, for a Llama of one key-value head on four ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = recipe_of("llama", Path(folder), model=model_of("llama", num_key_value_heads=1))
+        try:
+            return ds_config.strategy_of(DeepSpeedConfig(config)._param_dict, recipe, 4)
+        except ScaleError as error:
+            return error.message
 
 
 def configured_checkpointing(config: Any) -> Any:
@@ -1482,6 +1496,23 @@ CASES = [
         how=norm_at_stage_3,
         shows=lambda ratio: abs(ratio - 1) < 1e-5,
         mended=zero(3, top={"sequence_parallel_size": 2, "data_parallel_size": 1}),
+    ),
+    Case(
+        rule="SP033",
+        config=zero(1, top={"tensor_parallel": {"autotp_size": 2}}),
+        how=read_by_scale_train,
+        context={"model": "multi-query"},
+        shows=lambda said: said == "ds_config: tensor_parallel_size 2 does not divide the key-value heads 1",
+        mended=zero(1, top={"tensor_parallel": {"autotp_size": 1}}),
+    ),
+    Case(
+        rule="SP033",
+        id="two kinds",
+        config=zero(1, top={"pipeline": {"stages": 2}, "sequence_parallel_size": 2}),
+        how=read_by_scale_train,
+        context={"model": "multi-query"},
+        shows=lambda said: said.startswith("ds_config: pipeline and sequence parallelism do not go together"),
+        mended=zero(1, top={"pipeline": {"stages": 2}}),
     ),
     Case(
         rule="SM003",

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
-from scaling.ds_config.check.outcome import AT_START, CHANGES, IGNORES, LATER, NOTE, WARNING
+from scaling.ds_config.check.outcome import ACCEPTS, AT_START, CHANGES, IGNORES, LATER, NOTE, WARNING
 from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.rules.batch import MICRO, STEPS, TOTAL
 from scaling.ds_config.check.values import shown
 from scaling.ds_config.check.view import View
+from scaling.parallelism import unsplittable
+from scaling.plan.layouts import Layout
 
 _SIZE = ("tensor_parallel", "autotp_size")
 
@@ -247,6 +249,30 @@ def _experts_do_not_divide(view: View) -> Iterator[Hit]:
             )
 
 
+def _refused_by_us(view: View) -> Iterator[Hit]:
+    """A length is not known here, and 0 is what every size divides."""
+    shape = view.context.model
+    if shape is None or view.context.trainer != "none":
+        return
+    sizes = {
+        ("tensor_parallel", "autotp_size"): view.get("tensor_parallel.autotp_size"),
+        ("pipeline", "stages"): view.root["pipeline"]["stages"] if _is_pipeline(view) else 1,
+        ("sequence_parallel_size",): view.get("sequence_parallel_size") or 1,
+        ("expert_parallel", "autoep_size"):
+            view.get("expert_parallel.autoep_size") if view.get("expert_parallel.enabled") else 1,
+    }  # fmt: skip
+    tensor, pipeline, sequence, expert = sizes.values()
+    split = Layout(
+        zero_stage=view.stage, offload_optimizer="none", offload_param="none", activation_checkpointing="none",
+        tensor_parallel_size=tensor, pipeline_parallel_size=pipeline, sequence_parallel_size=sequence,
+        expert_parallel_size=expert,
+    )  # fmt: skip
+    problem, hint = unsplittable(shape, split, seq_divisor=0)
+    if problem:
+        path = next(path for path, size in sizes.items() if size > 1)
+        yield Hit(path=path, says=f"{shape.name}: {problem}", mend=hint)
+
+
 _TP = "runtime/engine.py:DeepSpeedEngine._apply_autotp_partitioning"
 
 RULES = (
@@ -364,5 +390,10 @@ RULES = (
         does="gradients come out too large, by two with two ranks under Ulysses, where the loss is gathered as in "
              "DeepSpeed's tutorial; at stage 3 they are right", find=_sequence_below_3,
         source="runtime/zero/stage_1_and_2.py: div_(dp_world_size / sequence_parallel_size)", mend="stage 3",
+    ),
+    Rule(
+        id="SP033", title="a split that scale/train.py refuses", outcome=ACCEPTS, severity=WARNING,
+        does="the file; scale/train.py does not split the model so, and exits with 2", find=_refused_by_us,
+        source="scaling/parallelism.py:unsplittable", mend="sizes that divide the model, one kind at a time",
     ),
 )  # fmt: skip
