@@ -11,7 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["scaling.training.loop", "scaling.data", "scaling.train"])
+context.set_forkserver_preload([
+    "scaling.training.loop", "scaling.data", "scaling.train",
+    # What DeepSpeed and torch import as a run goes on: a second of each rank's time, for the first alone.
+    "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer",
+    "torch.utils.tensorboard", "torch.distributed._tools.mem_tracker",
+])  # fmt: skip
 SOAK = bool(os.environ.get("SCALE_SOAK"))  # the long form of a test: `make soak`
 _TIMEOUT_S = 3600 if SOAK else 120  # there many programs run on the same ranks, one after another
 
