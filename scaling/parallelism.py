@@ -1,7 +1,7 @@
 """Which parallelisms run for which family, and at which sizes: the one table that planner, checks and runtime read.
 
-A cell is empty where scale/train.py runs the family so, and says why not otherwise. tests/parallel trains every
-empty cell and gets the losses of one rank.
+A cell is empty where scale/train.py runs the family so, and says why not otherwise. tests/parallel gets the losses of
+one rank there: in its long form (make soak) for every empty cell at every ZeRO stage.
 """
 
 from collections.abc import Collection

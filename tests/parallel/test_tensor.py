@@ -26,7 +26,8 @@ STEPS, B, T = NUM_STEPS, 8, 16
 
 
 # With ADAMW a unit of the original Transformer's ReLUs wakes at the kink, and Adam takes a whole step in it: in plain
-# torch first weights that are 1e-7 larger or smaller move the norm of the tenth step by 4e-3. With this by 1e-7.
+# torch first weights that are 1e-7 larger or smaller move the norm of the tenth step by 4e-3. With this by 1e-7: what
+# is compared with must not be so sensitive that a rounding shows, which has a test of its own below.
 CALM = {**ADAMW, "lr": 5e-4, "eps": 1e-4}
 
 
@@ -51,10 +52,17 @@ def _batch(shape, step):
     return batch | ({"decoder_input_ids": drawn(B, T)} if kind == "encoder-decoder" else {})
 
 
-def _reference(family, folder, changes):
-    """(losses, norms before clipping, weights) in plain torch: transformers' logits, the whole batch on one model."""
+def _reference(family, folder, changes, moved=0.0):
+    """(losses, norms before clipping, weights) in plain torch: transformers' logits, the whole batch on one model.
+
+    Its first weights are `moved` by so much of themselves, up or down.
+    """
     recipe = _recipe(family, folder, **changes)
     model = models.build(recipe.shape, seed=recipe.seed)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + moved * torch.randn(parameter.shape, generator=generator))
     of = recipe.optimizer
     optimizer = make(of, model) or torch.optim.AdamW(
         parameter_groups(model, of.weight_decay), lr=of.lr, betas=of.betas, eps=of.eps
@@ -156,6 +164,14 @@ def test_every_family_trains_as_on_one_rank_and_is_saved_whole(world_size, cases
         }
         assert saved.keys() == start.keys(), case
         assert all(torch.equal(saved[name], start[name]) for name in start), case
+
+
+@pytest.mark.skipif(not SOAK, reason="the long form: SCALE_SOAK=1")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_compared_with_is_not_so_sensitive_that_a_rounding_shows(family, tmp_path):
+    _, norms, _ = _reference(family, tmp_path, {})
+    _, found, _ = _reference(family, tmp_path, {}, moved=1e-7)
+    assert found == pytest.approx(norms, rel=1e-5)
 
 
 def test_bf16_differs_from_fp32_by_its_rounding_alone(tmp_path):

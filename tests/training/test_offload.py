@@ -15,6 +15,7 @@ from scaling.cost.memory import host_bytes
 from scaling.errors import FileProblems
 from scaling.manifest import Manifest
 from scaling.training import checkpoint
+from tests.parallel.families import recipe_of
 from tests.ranks import on_ranks
 from tests.training.runs import layout, metrics, run, tiny_recipe
 
@@ -64,6 +65,20 @@ def test_offloaded_optimizers_train_to_the_same_losses_while_the_batch_grows(sta
     losses = {}
     for place in ("none", "cpu"):
         strategy = replace(layout(2, stage, micro=2, batch=16), offload_optimizer=place)
+        losses[place] = [line["loss"] for line in run(tmp_path / place, what, strategy)]
+    assert losses["cpu"] == pytest.approx(losses["none"], rel=1e-5)
+
+
+@pytest.mark.skipif(not _ASKED, reason="compiles for minutes: SCALE_TEST_OFFLOAD=cpu or nvme")
+@pytest.mark.parametrize(
+    ("kind", "family", "stage"),
+    [("tensor", "gpt2", 2), ("pipeline", "gpt2", 1), ("sequence", "llama", 3), ("expert", "mixtral", 2)],
+)
+def test_an_offloaded_optimizer_beside_other_parallelism_trains_to_the_same_losses(kind, family, stage, tmp_path):
+    what = recipe_of(family, tmp_path, num_steps=4)
+    losses = {}
+    for place in ("none", "cpu"):
+        strategy = replace(layout(2, stage, **{kind: 2}), offload_optimizer=place)
         losses[place] = [line["loss"] for line in run(tmp_path / place, what, strategy)]
     assert losses["cpu"] == pytest.approx(losses["none"], rel=1e-5)
 
