@@ -100,12 +100,14 @@ def recipe_for(
     num_steps = max(1, round(num_tokens / (global_batch_size * seq_length)))
     update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size, said["lr"])
     assumptions.append(sentence)
-    corpus = EMBEDDED_IMAGES if shape.traits.kind == "vision" else EMBEDDED_CORPUS
     if shape.traits.kind == "vision":
-        assumptions.append(
-            f"data: {EMBEDDED_IMAGES}, drawn on 8 to 64 pixels a side; for this model's {shape.image_size} name .npz "
-            "files of your own in the recipe"
+        corpus, what = (
+            EMBEDDED_IMAGES,
+            f"drawn on 8 to 64 pixels a side, not this model's {shape.image_size}; .npz files",
         )
+    else:
+        corpus, what = EMBEDDED_CORPUS, "2 MB of Python's documentation, to try a run with; text files"
+    assumptions.append(f"data: {corpus}, {what} of your own are named in the recipe")
     fields = dict(
         name=shape.name,
         # One's own stays what it was called, and keeps its weights.
