@@ -21,7 +21,7 @@ from typing import Any
 from scaling import cost, ds_config, hardware
 from scaling import recipe as recipes
 from scaling.parallelism import PARALLELISMS
-from scaling.recipe import EMBEDDED_CORPUS, Recipe
+from scaling.recipe import EMBEDDED_CORPUS, EMBEDDED_IMAGES, Recipe
 from scaling.shape import Shape
 from scaling.strategy import Strategy, bucket_size
 
@@ -29,7 +29,10 @@ _SEQ_LENGTH, _MICRO_BATCH = 128, 8
 _MORE: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "mixtral": {"num_key_value_heads": 2, "num_experts": 4, "experts_per_token": 2},
-}
+    "vit": {
+        "image_size": 64, "patch_size": 8, "num_channels": 3, "max_position_embeddings": 65, "vocab_size": 10,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +71,18 @@ LAYOUTS = {
 
 
 def shape_of(family: str) -> Shape:
-    return Shape(
-        name=f"{family}-small", family=family, num_layers=4, hidden_size=256, num_attention_heads=4,
-        intermediate_size=1024, vocab_size=2048, max_position_embeddings=_SEQ_LENGTH, **_MORE.get(family, {}),
-    )  # fmt: skip
+    sizes = {
+        "num_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024, "vocab_size": 2048,
+        "max_position_embeddings": _SEQ_LENGTH,
+    }  # fmt: skip
+    return Shape(name=f"{family}-small", family=family, **{**sizes, **_MORE.get(family, {})})
 
 
 def recipe_of(shape: Shape, precision: str, batch: int) -> Recipe:
+    corpus = EMBEDDED_IMAGES if shape.traits.kind == "vision" else EMBEDDED_CORPUS
     return recipes.validated({
         "name": shape.name, "model": recipes.model_of(shape), "task": shape.traits.task,
-        "data": {"corpus": [EMBEDDED_CORPUS], "seq_length": _SEQ_LENGTH, "validation_fraction": 0.01},
+        "data": {"corpus": [corpus], "seq_length": shape.max_position_embeddings, "validation_fraction": 0.01},
         "global_batch_size": batch, "num_steps": 3, "precision": precision, "gradient_clipping": 1.0,
         "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
         "schedule": {"name": "constant", "warmup_steps": 0},
