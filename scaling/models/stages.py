@@ -96,8 +96,9 @@ def _cut(
             layers[number] = _Passing(attention_type=getattr(layer, "attention_type", None))
     place = next((name for name, module in model.named_modules() if module is keeps), None)
     if not is_first:
+        like = next(layers[kept.start].parameters())
         for name in cuts.before:
-            model.set_submodule(name, _Passing())
+            model.set_submodule(name, _Passing(like=like))
         for name in cuts.added:
             model.set_submodule(name, _Nothing())
     if not is_last:
@@ -111,11 +112,10 @@ def _cut(
 class _Passing(nn.Module):
     """In the place of a layer, an embedding or a norm of another stage: the hidden states that it is given."""
 
-    def __init__(self, attention_type: str | None = None) -> None:
+    def __init__(self, attention_type: str | None = None, like: nn.Parameter | None = None) -> None:
         super().__init__()
         self.attention_type = attention_type  # by which ModernBERT picks each layer's mask
-        # ViT's images take the dtype of this, by its name in an embedding; so do the hidden states, which have it.
-        self.register_buffer("weight", torch.empty(0), persistent=False)
+        self.like = [like]  # a parameter of this stage, in a list so that it is not registered twice
 
     def forward(
         self, hidden_BTD: torch.Tensor | None = None, *args: Any, inputs_embeds: torch.Tensor | None = None, **rest: Any
@@ -127,6 +127,11 @@ class _Passing(nn.Module):
         return self
 
     projection = patch_embeddings
+
+    @property
+    def weight(self) -> nn.Parameter | None:
+        """Whose dtype ViT's images take, by its name in an embedding, and so the hidden states in their place."""
+        return self.like[0]
 
 
 class _Nothing(nn.Module):

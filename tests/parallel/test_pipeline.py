@@ -106,6 +106,15 @@ def test_every_family_gives_the_losses_of_a_plain_torch_loop(data_parallel_size,
         }
 
 
+def test_bf16_losses_of_every_family_are_those_of_one_rank_to_bf16_rounding(tmp_path):
+    recipes = {name: recipe_of(name, tmp_path, num_steps=3, precision="bf16") for name in FAMILIES_CUT}
+    staged, whole = layout(2, 1, micro=2, pipeline=2), layout(1, 1, micro=8)
+    everyones = on_ranks(2, trained, tmp_path, {name: (recipe, staged) for name, recipe in recipes.items()})
+    (alone,) = on_ranks(1, trained, tmp_path, {name: (recipe, whole) for name, recipe in recipes.items()})
+    for name in recipes:
+        require_same([each[name] for each in everyones], alone[name][:3], name, 5e-3)
+
+
 RAMP = {"start": 4, "increment": 4, "samples": 40}
 CURRICULUM = {"start": 8, "increment": 8, "samples": 36}
 

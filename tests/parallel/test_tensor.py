@@ -180,9 +180,12 @@ def test_bf16_differs_from_fp32_by_its_rounding_alone(tmp_path):
         ("llama", 2, {"precision": "bf16"}),
         ("bert", 3, {"precision": "bf16"}),
     ]
+    if SOAK:
+        cases += [(family, 1 + number % 3, {"precision": "bf16"}) for number, family in enumerate(sorted(FAMILIES))]
     expected = [_reference(family, tmp_path, {})[0] for family, _, _ in cases]
-    for losses, (found, _, _) in zip(expected, on_ranks(2, _trained, cases, tmp_path)[0], strict=True):
-        assert found == pytest.approx(losses, rel=5e-3)  # a bf16 number carries 8 bits, 4e-3
+    for case, losses, (found, _, _) in zip(cases, expected, on_ranks(2, _trained, cases, tmp_path)[0], strict=True):
+        # A bf16 number carries 8 bits, 4e-3; and the original Transformer's ReLUs stand near their kinks.
+        assert found == pytest.approx(losses, rel=1e-2 if case[0] == "transformer" else 5e-3), case
 
 
 LAYOUTS = {
