@@ -67,6 +67,7 @@ LAYOUTS = {
     "sp2 dp2 z3": Layout(sequence=2, data=2, stage=3),
     "ep2 dp2 z1": Layout(expert=2, data=2, stage=1),
     "ep2 dp4 z2": Layout(expert=2, data=4, stage=2),
+    "ep2 dp2 z3": Layout(expert=2, data=2, stage=3),
 }
 
 
@@ -177,7 +178,7 @@ def main() -> None:
             runs = layout.kinds <= PARALLELISMS[family].runnable and (layout.stage or args.precision == "fp32")
             if not runs or (args.layouts and name not in args.layouts.split(",")):
                 continue
-            micro_steps = 2 if layout.pipeline > 1 else 1
+            micro_steps = 2 * layout.pipeline if layout.pipeline > 1 else 1  # so that its steady state is reached
             strategy = strategy_of(shape, layout, micro_steps)
             recipe = recipe_of(shape, args.precision, strategy.global_batch_size)
             cluster, _ = hardware.cluster_of("cpu", strategy.world_size, 1, None, None)

@@ -4,7 +4,7 @@ Alphabet: B micro batch, T sequence, D hidden, F intermediate, N heads, V vocabu
 """
 
 from scaling.cost.job import Job
-from scaling.cost.model_states import FP32_BYTES, element_bytes
+from scaling.cost.model_states import FP32_BYTES, element_bytes, layer_held
 from scaling.cost.profile import DEEPSPEED, Profile
 from scaling.cost.stages import layers_of_rank
 from scaling.shape import Shape
@@ -133,9 +133,24 @@ def activations(
             remade = layer - kept
         case _:
             kept, remade = layer, 0.0
+    gathered = gathered_experts_bytes(job, strategy, profile, waiting)
     if strategy.offload_activations:
         waiting = min(waiting, 2.0)  # the layer at work and the one on its way
-    return int(waiting * kept), int(layer), int(remade), int(gradients)
+    return int(waiting * kept + gathered), int(layer), int(remade), int(gradients)
+
+
+def gathered_experts_bytes(job: Job, strategy: Strategy, profile: Profile, num_layers: float) -> float:
+    """Experts of so many layers that stage 3 gathered, and that autograd keeps for the backward.
+
+    transformers 5.23.0 takes each expert as a slice of one tensor. What is saved of it is the slice, whose memory
+    DeepSpeed 0.19.8 cannot free as it does a parameter's own, but for the two layers that it may hold anyway
+    (memory.py:live_parameters). Checkpointed layers gather theirs again, and AutoEP's experts are tensors of their own.
+    """
+    checkpointed = strategy.activation_checkpointing != "none"
+    if strategy.zero_stage != 3 or not profile.buckets or checkpointed or strategy.expert_parallel_size > 1:
+        return 0.0
+    experts = layer_held(job.shape, strategy).experts
+    return max(0.0, num_layers - 2) * experts * element_bytes(job.precision)
 
 
 def scores_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> float:

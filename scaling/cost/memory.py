@@ -119,6 +119,9 @@ def memory(
     parameters, gradients, optimizer = model_states(job, strategy, whole, trained, profile)
     standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0
     saved, layer, remade, working_set = activations(job, strategy, profile, rank)
+    lasting = max(0, standing - passing_bytes(job, strategy, trained, profile))  # after a step
+    if job.precision == "fp32" and strategy.zero_stage < 3 and not profile.standing_gradients:
+        lasting = 0
     logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
     buffers = communication_buffers(job, strategy, trained, profile)
     on_host = 0  # activations that would wait here
@@ -130,7 +133,7 @@ def memory(
         "backward": (standing, saved + remade + working_set, 0, buffers),
         "gradients": (gradients, layer + working_set, 0, buffers),
         "optimizer_step": (gradients, 0, 0, step_temporaries(trained, strategy, job.precision, profile)),
-        "save": (max(0, standing - passing_bytes(job, strategy, trained, profile)), 0, 0, 0),
+        "save": (lasting, 0, 0, 0),
     }
     totals = {name: parameters + optimizer + sum(parts) for name, parts in moments.items()}
     moment = max(totals, key=totals.__getitem__)
@@ -184,16 +187,19 @@ def communication_buffers(job: Job, strategy: Strategy, trained: Held, profile: 
     # A stage receives hidden states in one buffer and their gradients in another, which stay (0.19.8, pipe/engine.py).
     exchanged = 2 * micro_step_tokens(job, strategy) * shape.hidden_size if strategy.pipeline_parallel_size > 1 else 0
     constant = profile.constant_bytes + int(exchanged * width)
-    buckets, module = 2 * strategy.reduce_bucket_size, min(shape.largest_layer_params, int(trained.total))
+    largest = shape.largest_layer_params
+    if strategy.expert_parallel_size > 1:
+        largest = max(int(layer_held(shape, strategy).total), shape.vocab_size * shape.hidden_size)
+    buckets, module = 2 * strategy.reduce_bucket_size, min(largest, int(trained.total))
     if strategy.zero_stage == 0 or (strategy.shards == 1 and strategy.offload_param == "none"):
         return constant + module * width
-    live = live_parameters(shape, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
+    live = live_parameters(largest, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
     return constant + (live + buckets + module) * width
 
 
-def live_parameters(shape: Shape, prefetch: int) -> int:
+def live_parameters(largest_module: int, prefetch: int) -> int:
     """Parameters that stage 3 may hold gathered: the module at work, the next one, and what is prefetched."""
-    return 2 * shape.largest_layer_params + prefetch
+    return 2 * largest_module + prefetch
 
 
 def step_temporaries(held: Held, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:
