@@ -144,17 +144,21 @@ def work(folder: Path) -> None:
 
 
 def live_bytes(recipe: Recipe) -> int:
-    """Bytes of every tensor alive, once a storage, but for batches and hidden states in a pipeline's buffers."""
+    """Bytes of every tensor alive, once a storage, but for batches and what a pipeline's buffers hold of them."""
     import gc
 
     import torch
 
     gc.collect()
-    storages, hidden = {}, (_MICRO_BATCH, recipe.data.seq_length, recipe.shape.hidden_size)
+    shape, storages = recipe.shape, {}
+    passing = (
+        (_MICRO_BATCH, recipe.data.seq_length, shape.hidden_size),
+        (_MICRO_BATCH, shape.num_channels, shape.image_size, shape.image_size),
+    )
     for candidate in gc.get_objects():
         if type(candidate) not in (torch.Tensor, torch.nn.Parameter) or candidate.is_meta:
             continue
-        if candidate.dtype != torch.int64 and candidate.shape != hidden:
+        if candidate.dtype != torch.int64 and candidate.shape not in passing:
             storage = candidate.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
