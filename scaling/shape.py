@@ -65,7 +65,9 @@ class Shape:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
         for field in _DIMENSIONS:
             size = getattr(self, field)
-            if size is not None and (type(size) is not int or not 1 <= size <= _LARGEST):
+            if size is None and field in ("explicit_head_dim", "num_decoder_layers"):
+                continue
+            if type(size) is not int or not 1 <= size <= _LARGEST:
                 raise InputError(f"model.{field}", size, f"must be a whole number from 1 to {_LARGEST:,}")
         if self.explicit_head_dim and self.explicit_head_dim * self.num_attention_heads == self.hidden_size:
             object.__setattr__(self, "explicit_head_dim", None)  # one shape, one spelling

@@ -72,6 +72,11 @@ class Strategy:
         return self.data_parallel_size * self.sequence_parallel_size
 
     @property
+    def is_alone(self) -> bool:
+        """Whether each rank has its parameters for itself, so that ZeRO gathers and reduces nothing."""
+        return self.shards == 1 and self.offload_param == "none"
+
+    @property
     def expert_split(self) -> int:
         """Ranks of a pipeline stage that hold one copy of its experts between them."""
         return self.expert_parallel_size * (self.expert_tensor_parallel_size or self.tensor_parallel_size)

@@ -177,6 +177,7 @@ def test_more_of_a_head_than_all_and_classes_that_are_no_number_are_refused():
     with pytest.raises(InputError, match=r"partial_rotary_factor: 3\.0 is no part of a head"):
         shape_of({**pythia, "rope_parameters": {**pythia["rope_parameters"], "partial_rotary_factor": 3.0}})
     vit = json.loads(json.dumps(config_of(MODELS["vit-base-16"].shape).to_dict()))
+    assert shape_of({**vit, "num_labels": None, "id2label": None}).vocab_size == 2
     for classes in (2.5, True, 0):
         with pytest.raises(InputError, match=r"model\.vocab_size"):
             shape_of({**vit, "num_labels": classes})
@@ -235,6 +236,10 @@ def breaks():
     raise RuntimeError("no")
 
 class Config:
+    def __init__(self):
+        import os
+        os.chdir("/")
+
     def to_dict(self):
         raise ValueError("not now")
 
@@ -243,10 +248,12 @@ def half():
 """
 
 
-def test_a_function_of_a_python_file_is_a_model(tmp_path, capsys):
+def test_a_function_of_a_python_file_is_a_model(tmp_path, monkeypatch, capsys):
     path = tmp_path / "my_model.py"
     path.write_text(_FILE)
     (tmp_path / "beside.py").write_text("LAYERS = 6\n")
+    monkeypatch.chdir(tmp_path)
+    path = path.relative_to(tmp_path)
     assert (find(f"{path}:shape").shape.name, find(f"{path}:shape").shape.num_layers) == ("mine", 6)
     assert find(f"{path}:config").shape.hidden_size == 128
     for function, said in (
@@ -255,6 +262,7 @@ def test_a_function_of_a_python_file_is_a_model(tmp_path, capsys):
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             find(f"{path}:{function}")
+        monkeypatch.chdir(tmp_path)  # from which Config went away
     with pytest.raises(InputError) as refused:
         find(str(path))
     assert refused.value.hint == f"write {path}:FUNCTION, the one that returns the model's shape"

@@ -159,7 +159,8 @@ def _judgement(
             seq_length, whose = request.usual_length(entry)
             said.append(f"seq_length: {seq_length}, {whose}")
         elif not 1 <= seq_length <= (shape.longest_sequence or seq_length):
-            problem = f"is not between 1 and the {shape.longest_sequence} positions of {shape.name}"
+            longest = shape.longest_sequence
+            problem = f"is not between 1 and the {longest} positions of {shape.name}" if longest else "is below 1"
             raise InputError("seq_length", seq_length, problem)
         if tokens is None:
             num_tokens = 20 * shape.num_params  # Hoffmann et al. 2022 (arXiv 2203.15556)

@@ -125,7 +125,7 @@ def plan(
         _exclude("elastic", elastic, max_model=max_model, min_gpus=min_gpus, objective=steering.objective == "cost")
         parts, what, said = _elastic(elastic, recipe, cluster, steering, **asked)
         if runner == Runner.SCALE:
-            said.append("elastic: a run goes on at any of these sizes, from a checkpoint of any other")
+            said.append("elastic: a run goes on at another of these sizes, but from NVMe and experts spread at ZeRO-0")
         else:
             said.append(
                 "elastic: DeepSpeed resumes a checkpoint on as many GPUs as wrote it: each size is a run of its own"
@@ -218,10 +218,10 @@ def _elastic(
         raise InputError("elastic", text, f"holds no number of GPUs for {steering}")
     recipe, said = _recipe(path, cluster, **asked)
     wanted = asked["global_batch_size"] or recipe.global_batch_size
-    batch = common_batch(wanted, sizes)
-    worlds = ", ".join(str(size.world_size) for size in sizes)
+    batch = common_batch(wanted, sizes, steering.split)
+    ranks = ", ".join(str(size.world_size // steering.split) for size in sizes)
     if batch != wanted:
-        problem = f"is not a multiple of each of {worlds} GPUs"
+        problem = f"is not a multiple of each of {ranks} data parallel ranks"
         if path is not None and asked["global_batch_size"] is None:
             hint = f"nearest: {batch}; a plan does not change a recipe's loss, so ask with --global-batch-size {batch}"
             raise InputError("global_batch_size", wanted, problem, hint=hint)

@@ -147,7 +147,8 @@ def gathered_experts_bytes(job: Job, strategy: Strategy, profile: Profile, num_l
     (memory.py:live_parameters). Checkpointed layers gather theirs again, and AutoEP's experts are tensors of their own.
     """
     checkpointed = strategy.activation_checkpointing != "none"
-    if strategy.zero_stage != 3 or not profile.buckets or checkpointed or strategy.expert_parallel_size > 1:
+    gathers = strategy.zero_stage == 3 and profile.buckets and not strategy.is_alone
+    if not gathers or checkpointed or strategy.expert_parallel_size > 1:
         return 0.0
     experts = layer_held(job.shape, strategy).experts
     return max(0.0, num_layers - 2) * experts * element_bytes(job.precision)

@@ -121,7 +121,7 @@ def memory(
     saved, layer, remade, working_set = activations(job, strategy, profile, rank)
     lasting = max(0, standing - passing_bytes(job, strategy, trained, profile))  # after a step
     if job.precision == "fp32" and strategy.zero_stage < 3 and not profile.standing_gradients:
-        lasting = 0
+        lasting = 0  # the parameters' own, which the step frees; in 16 bit the sums are buffers that stay
     logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
     buffers = communication_buffers(job, strategy, trained, profile)
     on_host = 0  # activations that would wait here
@@ -187,19 +187,23 @@ def communication_buffers(job: Job, strategy: Strategy, trained: Held, profile: 
     # A stage receives hidden states in one buffer and their gradients in another, which stay (0.19.8, pipe/engine.py).
     exchanged = 2 * micro_step_tokens(job, strategy) * shape.hidden_size if strategy.pipeline_parallel_size > 1 else 0
     constant = profile.constant_bytes + int(exchanged * width)
-    largest = shape.largest_layer_params
-    if strategy.expert_parallel_size > 1:
-        largest = max(int(layer_held(shape, strategy).total), shape.vocab_size * shape.hidden_size)
-    buckets, module = 2 * strategy.reduce_bucket_size, min(largest, int(trained.total))
-    if strategy.zero_stage == 0 or (strategy.shards == 1 and strategy.offload_param == "none"):
+    buckets, module = 2 * strategy.reduce_bucket_size, min(largest_module(shape, strategy), int(trained.total))
+    if strategy.zero_stage == 0 or strategy.is_alone:
         return constant + module * width
-    live = live_parameters(largest, strategy.reduce_bucket_size) if strategy.zero_stage == 3 else 0
+    live = live_parameters(shape, strategy) if strategy.zero_stage == 3 else 0
     return constant + (live + buckets + module) * width
 
 
-def live_parameters(largest_module: int, prefetch: int) -> int:
+def largest_module(shape: Shape, strategy: Strategy) -> int:
+    """Parameters of the largest module that is gathered at once: of spread experts a rank has its part."""
+    if strategy.expert_parallel_size == 1:
+        return shape.largest_layer_params
+    return max(int(layer_held(shape, strategy).total), shape.vocab_size * shape.hidden_size)
+
+
+def live_parameters(shape: Shape, strategy: Strategy) -> int:
     """Parameters that stage 3 may hold gathered: the module at work, the next one, and what is prefetched."""
-    return 2 * largest_module + prefetch
+    return 2 * largest_module(shape, strategy) + strategy.reduce_bucket_size
 
 
 def step_temporaries(held: Held, strategy: Strategy, precision: str, profile: Profile = DEEPSPEED) -> int:

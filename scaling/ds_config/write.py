@@ -102,7 +102,7 @@ def zero_block(recipe: Recipe, strategy: Strategy, nvme_path: str | None = None)
             "stage3_prefetch_bucket_size": strategy.reduce_bucket_size,
             # Biases and norms (at most 4 D elements each in these models) stay whole: too small to gather.
             "stage3_param_persistence_threshold": 10 * shape.hidden_size,
-            "stage3_max_live_parameters": live_parameters(shape.largest_layer_params, strategy.reduce_bucket_size),
+            "stage3_max_live_parameters": live_parameters(shape, strategy),
             "stage3_max_reuse_distance": 0,  # release after forward; the default keeps 1e9 parameters gathered
             "stage3_gather_16bit_weights_on_model_save": True,
         }

@@ -36,14 +36,18 @@ def sizes_of(text: str, cluster: Cluster) -> list[Cluster]:
     return sizes
 
 
-def common_batch(asked: int, sizes: Sequence[Cluster]) -> int:
-    """The global batch nearest to `asked` that every size divides. Raises InputError where that is far away."""
+def common_batch(asked: int, sizes: Sequence[Cluster], split: int = 1) -> int:
+    """The global batch nearest to `asked` that the data parallel ranks of every size divide, where `split` ranks share
+    their samples.
+
+    Raises InputError where that is far away."""
     worlds = [size.world_size for size in sizes]
-    batch = _nearest(asked, worlds)
+    ranks = [world // split for world in worlds]
+    batch = _nearest(asked, ranks)
     if not _is_near(asked, batch):
         hint = f"--global-batch-size {batch}"
         for end in range(len(worlds) - 1, 0, -1):
-            if _is_near(asked, served := _nearest(asked, worlds[:end])):
+            if _is_near(asked, served := _nearest(asked, ranks[:end])):
                 hint += f"; or --elastic {worlds[0]}-{worlds[end - 1]}, where it is {served}"
                 break
         problem = f"has no global batch within {_FURTHEST} x of {asked}: the nearest that all divide is {batch}"

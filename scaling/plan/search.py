@@ -177,7 +177,8 @@ def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None
     hint = f"nearest: {' and '.join(near)}" if near else "leave batch_ramp out"
     shared = sorted(
         (layout.split, kind)
-        for layout in layouts(recipe, cluster) if layout.runnable
+        for layout in layouts(recipe, cluster)
+        if layout.runnable and steering.allows_layout(layout) and not illegal(recipe, layout)
         for kind in layout.kinds if kind != "expert"
     )  # fmt: skip
     if shared:

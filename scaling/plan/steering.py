@@ -49,8 +49,15 @@ class Steering:
 
     @property
     def pinned(self) -> str:
-        """As it was written."""
-        return ", ".join(f"{name}={value}" for name, value in self.pins)
+        """As it was written, without what a runner's plans are always pinned to."""
+        usual = DATA_PARALLELISM_ALONE if set(self.pins).issuperset(DATA_PARALLELISM_ALONE) else ()
+        return ", ".join(f"{name}={value}" for name, value in self.pins if (name, value) not in usual)
+
+    def allows_layout(self, layout: object) -> bool:
+        """Whether what is pinned or forbidden leaves a layout, which has some of a strategy's fields."""
+        return all(getattr(layout, name, value) == value for name, value in self.pins) and not any(
+            getattr(layout, name, None) == value for name, value in self.forbidden
+        )
 
     @property
     def sizes(self) -> dict[str, int]:

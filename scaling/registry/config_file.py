@@ -145,8 +145,8 @@ def _fields(family: Family, left: dict[str, Any], field: str) -> dict[str, Any]:
     if "num_key_value_heads" in fields:
         fields["num_key_value_heads"] = fields["num_key_value_heads"] or 0
     if family.kind == "vision":
-        labels = left.get("id2label") or {}
-        fields["vocab_size"] = left.get("num_labels", len(labels) or 2)  # transformers' default is 2
+        labels, classes = left.get("id2label") or {}, left.get("num_labels")
+        fields["vocab_size"] = (len(labels) or 2) if classes is None else classes  # transformers' default is 2
         fields["max_position_embeddings"] = (fields["image_size"] // fields["patch_size"]) ** 2 + 1
         left.pop("tie_word_embeddings", None)
         return fields

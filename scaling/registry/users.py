@@ -131,11 +131,12 @@ def _of_function(path: Path, function: str, model: str, field: str) -> Entry:
 @contextmanager
 def _as_a_script(path: Path) -> Iterator[None]:
     """Modules beside the file are found, as where Python runs it."""
+    before = sys.path[:]
     sys.path.insert(0, str(path.parent.absolute()))
     try:
         yield
     finally:
-        sys.path.remove(str(path.parent.absolute()))
+        sys.path[:] = before
 
 
 def _imported(path: Path) -> ModuleType:

@@ -234,6 +234,7 @@ def test_a_model_that_is_no_causal_lm_is_told_that_the_loss_is_of_those(scale):
 
 def test_relative_positions_have_no_end_and_others_do(scale):
     assert scale("batch", "--model", "t5-base", "--seq-length", "2048")[0] == 0
+    assert "seq_length: 0 is below 1" in scale("batch", "--model", "t5-base", "--seq-length", "0")[2]
     code, _, err = scale("batch", "--model", "bert-base", "--seq-length", "2048")
     assert (code, "is not between 1 and the 512 positions of bert-base" in err) == (2, True)
 

@@ -258,6 +258,10 @@ def test_a_plan_for_a_script_splits_no_model(scale):
         sizes = {strategy[f"{kind}_parallel_size"] for kind in ("tensor", "pipeline", "sequence", "expert")}
         assert (code, sizes, strategy["data_parallel_size"]) == (0, {1}, 8)
         assert "steering: data parallelism alone, loss_kernel=chunked forbidden" in json.loads(out)["assumptions"]
+        code, _, err = scale(*asked, "--for", runner, "--global-batch-size", "12")
+        assert (code, "--pin" in err) == (2, False)
+        code, _, err = scale(*asked, "--for", runner, "--pin", "offload_param=cpu", "--pin", "zero_stage=2")
+        assert (code, "pin: 'offload_param=cpu, zero_stage=2' cannot be" in err) == (2, True)
         code, _, err = scale(*asked, "--for", runner, "--pin", "tensor_parallel_size=2")
         assert (code, f"'tensor_parallel_size=2' is not done by {runner}" in err) == (2, True)
 
@@ -272,6 +276,9 @@ def test_pinned_parallelism_holds_for_every_number_of_gpus_that_is_tried(scale):
     found = json.loads(out)["sizes"]
     assert (code, [size["cluster"]["world_size"] for size in found]) == (0, [4, 8])
     assert "elastic: 3, 5, 6, 7 GPUs left out, which the pinned sizes do not divide" in found[0]["assumptions"]
+    asked = ["--params", "1.3B", "--gpu", "a100-80gb", "--gpus", "4", "--elastic", "2-4", "--global-batch-size", "6"]
+    code, out, _ = scale("plan", *asked, "--pin", "tensor_parallel_size=2", "--json")
+    assert (code, json.loads(out)["global_batch_size"]) == (0, 6)  # of one and of two data parallel ranks
     code, _, err = scale("plan", "--params", "1.3B", "--elastic", "5-7", *pinned)
     assert (code, "holds no number of GPUs for tensor_parallel_size=4 pinned" in err) == (2, True)
     code, out, _ = scale("plan", "--max-model", "--family", "llama", *pinned)

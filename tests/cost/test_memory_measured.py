@@ -14,6 +14,9 @@ from scaling.shape import Shape
 from tests.ranks import SOAK
 from tests.training.runs import layout, run, tiny_recipe
 
+# At stage 3 the experts that are gathered wait for the backward; alone nothing is gathered.
+_DEEP = replace(registry.find("mixtral-demo").shape, name="deep", num_layers=8)
+
 RUNS = {
     "fp32, 1 rank, stage 0": ("gpt-demo", "fp32", layout(1, 0, micro=8)),
     "bf16, stage 1, accumulation": ("gpt-demo", "bf16", layout(2, 1, micro=4, batch=16)),
@@ -37,10 +40,9 @@ RUNS = {
     ),
     "Llama, bf16, stage 1": ("llama-demo", "bf16", layout(1, 1, micro=16, batch=16)),
     "Mixtral, fp32, stage 0": ("mixtral-demo", "fp32", layout(1, 0, micro=16, batch=16)),
-    "Mixtral of eight layers, bf16, stage 3": (  # whose gathered experts wait for the backward
-        replace(registry.find("mixtral-demo").shape, name="deep", num_layers=8), "bf16", layout(2, 3, micro=4),
-    ),
+    "Mixtral of eight layers, bf16, stage 3": (_DEEP, "bf16", layout(2, 3, micro=4)),
     "BERT, bf16, stage 2": ("bert-demo", "bf16", layout(2, 2, micro=16, batch=32)),
+    "Mixtral of eight layers, bf16, stage 3, alone": (_DEEP, "bf16", layout(1, 3, micro=8)),
 }  # fmt: skip
 
 

@@ -224,6 +224,20 @@ def test_no_more_micro_batches_are_in_flight_than_there_are(rank, p, v, m):
         assert found == m  # each of these layouts would hold more
 
 
+def test_what_stage_3_gathers_of_experts_waits_for_the_backward_but_for_two_layers():
+    # Measured in tests/cost/test_memory_measured.py, and by docs/upstream/zero3_sliced_parameters.py.
+    shape = MODELS["mixtral-8x7b"].shape
+    job = _job(shape, seq_length=512)
+
+    def saved(stage, **changes):
+        return activations(job, _strategy(**{"zero_stage": stage, "data_parallel_size": 2, **changes}))[0]
+
+    experts = 30 * 8 * 3 * 4096 * 14_336 * 2  # Jiang et al. 2024, table 1: of all but two of the 32 layers, in bf16
+    assert saved(3) - saved(2) == pytest.approx(experts, rel=1e-6)
+    for changes in ({"activation_checkpointing": "full"}, {"expert_parallel_size": 2}, {"data_parallel_size": 1}):
+        assert saved(3, **changes) == saved(2, **changes)
+
+
 def test_the_first_rank_of_a_pipeline_holds_all_the_layers_worth_and_the_last_its_own():
     # Section 4.2.3: "the first stage must store activations for p micro-batches", L / p layers each: L in all.
     job = _job(_PAPER["175B"])

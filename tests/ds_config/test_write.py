@@ -129,9 +129,7 @@ def test_what_deepspeed_reads_is_what_was_meant(case):
     if "nvme" in (strategy.offload_optimizer, strategy.offload_param):
         assert parsed.aio_config == config["aio"]
     if strategy.zero_stage == 3:
-        assert zero.max_live_parameters == live_parameters(
-            recipe.shape.largest_layer_params, strategy.reduce_bucket_size
-        )
+        assert zero.max_live_parameters == live_parameters(recipe.shape, strategy)
         assert zero.prefetch_bucket_size == strategy.reduce_bucket_size
         assert zero.gather_16bit_weights_on_model_save is True
     full = strategy.activation_checkpointing == "full"

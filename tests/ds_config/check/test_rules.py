@@ -68,6 +68,16 @@ def test_scale_check_finds_it_and_not_in_the_mended_file(case):
     assert not found_by(case.mended, case), case.mended
 
 
+def test_a_split_that_scale_train_refuses_is_told_at_its_key_and_a_stage_once():
+    t5 = Context(model=MODELS["t5-base"].shape)
+    both = {"tensor_parallel": {"autotp_size": 2}, "sequence_parallel_size": 2}
+    (found,) = [each for each in check(reality.text(both), t5) if each.rule.id == "SP033"]
+    assert found.path == ("sequence_parallel_size",)
+    staged = {"pipeline": {"stages": 2}, "zero_optimization": {"stage": 2}}
+    ids = [each.rule.id for each in check(reality.text(staged), Context(model=MODELS["gpt2"].shape))]
+    assert ("SP001" in ids, "SP033" in ids) == (True, False)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_outcome_that_is_printed_is_the_one_that_is_seen(case):
     (finding, *_) = found_by(case.config, case)

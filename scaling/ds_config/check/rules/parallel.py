@@ -7,7 +7,7 @@ from scaling.ds_config.check.rule import Edit, Hit, Rule
 from scaling.ds_config.check.rules.batch import MICRO, STEPS, TOTAL
 from scaling.ds_config.check.values import shown
 from scaling.ds_config.check.view import View
-from scaling.parallelism import unsplittable
+from scaling.parallelism import KINDS, not_at_stage, unsplittable
 from scaling.plan.layouts import Layout
 
 _SIZE = ("tensor_parallel", "autotp_size")
@@ -250,7 +250,7 @@ def _experts_do_not_divide(view: View) -> Iterator[Hit]:
 
 
 def _refused_by_us(view: View) -> Iterator[Hit]:
-    """A length is not known here, and 0 is what every size divides."""
+    """What scaling/parallelism.py says against the sizes; of a stage SP001 speaks."""
     shape = view.context.model
     if shape is None or view.context.trainer != "none":
         return
@@ -267,9 +267,10 @@ def _refused_by_us(view: View) -> Iterator[Hit]:
         tensor_parallel_size=tensor, pipeline_parallel_size=pipeline, sequence_parallel_size=sequence,
         expert_parallel_size=expert,
     )  # fmt: skip
-    problem, hint = unsplittable(shape, split, seq_divisor=0)
-    if problem:
-        path = next(path for path, size in sizes.items() if size > 1)
+    problem, hint = unsplittable(shape, split, seq_divisor=0)  # a length is not known here; every size divides 0
+    if problem and not not_at_stage(split)[0]:
+        asked = [(kind, path) for (path, size), kind in zip(sizes.items(), KINDS, strict=True) if size > 1]
+        path = next((path for kind, path in asked if problem.startswith(kind)), asked[0][1])
         yield Hit(path=path, says=f"{shape.name}: {problem}", mend=hint)
 
 
