@@ -188,9 +188,11 @@ def communication_buffers(job: Job, strategy: Strategy, trained: Held, profile: 
     exchanged = 2 * micro_step_tokens(job, strategy) * shape.hidden_size if strategy.pipeline_parallel_size > 1 else 0
     constant = profile.constant_bytes + int(exchanged * width)
     buckets, module = 2 * strategy.reduce_bucket_size, min(largest_module(shape, strategy), int(trained.total))
-    if strategy.zero_stage == 0 or strategy.is_alone:
+    stage, sums_wider = strategy.zero_stage, accumulation_bytes(strategy, job.precision, profile) != width
+    # Stages 1 and 2 make their buckets with nobody to reduce to as well (0.19.8, zero/stage_1_and_2.py:3256).
+    if stage == 0 or (strategy.is_alone and (stage == 3 or (stage == 1 and sums_wider))):
         return constant + module * width
-    live = live_parameters(shape, strategy) if strategy.zero_stage == 3 else 0
+    live = live_parameters(shape, strategy) if stage == 3 else 0
     return constant + (live + buckets + module) * width
 
 
