@@ -101,10 +101,8 @@ def recipe_for(
     update, warmup_fraction, sentence = _published_optimizer(known, entry, global_batch_size, said["lr"])
     assumptions.append(sentence)
     if shape.traits.kind == "vision":
-        corpus, what = (
-            EMBEDDED_IMAGES,
-            f"drawn on 8 to 64 pixels a side, not this model's {shape.image_size}; .npz files",
-        )
+        corpus = EMBEDDED_IMAGES
+        what = f"drawn on 8 to 64 pixels a side, not this model's {shape.image_size}; .npz files"
     else:
         corpus, what = EMBEDDED_CORPUS, "2 MB of Python's documentation, to try a run with; text files"
     assumptions.append(f"data: {corpus}, {what} of your own are named in the recipe")

@@ -178,7 +178,7 @@ def _require_batch(recipe: Recipe, cluster: Cluster, steering: Steering) -> None
     shared = sorted(
         (layout.split, kind)
         for layout in layouts(recipe, cluster)
-        if layout.runnable and steering.allows_layout(layout) and not illegal(recipe, layout)
+        if layout.runnable and steering.allows(layout) and not illegal(recipe, layout)
         for kind in layout.kinds if kind != "expert"
     )  # fmt: skip
     if shared:

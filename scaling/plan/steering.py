@@ -8,7 +8,6 @@ from typing import Literal, get_args
 from scaling.cost.memory import USABLE_FRACTION
 from scaling.errors import InputError, did_you_mean
 from scaling.parallelism import KINDS
-from scaling.strategy import Strategy
 
 # On one cluster cost ranks as time does: "cost" also chooses how many GPUs (scaling/plan/reverse.py).
 Objective = Literal["time", "memory", "cost"]
@@ -50,14 +49,13 @@ class Steering:
     @property
     def pinned(self) -> str:
         """As it was written, without what a runner's plans are always pinned to."""
-        usual = DATA_PARALLELISM_ALONE if set(self.pins).issuperset(DATA_PARALLELISM_ALONE) else ()
-        return ", ".join(f"{name}={value}" for name, value in self.pins if (name, value) not in usual)
+        return ", ".join(f"{name}={value}" for name, value in self._own_pins)
 
-    def allows_layout(self, layout: object) -> bool:
-        """Whether what is pinned or forbidden leaves a layout, which has some of a strategy's fields."""
-        return all(getattr(layout, name, value) == value for name, value in self.pins) and not any(
-            getattr(layout, name, None) == value for name, value in self.forbidden
-        )
+    @property
+    def _own_pins(self) -> tuple[Pair, ...]:
+        if not set(self.pins).issuperset(DATA_PARALLELISM_ALONE):
+            return self.pins
+        return tuple(pin for pin in self.pins if pin not in DATA_PARALLELISM_ALONE)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -74,16 +72,15 @@ class Steering:
         """Whether the pinned sizes share out so many ranks."""
         return num_ranks % self.split == 0 and num_ranks % self.sizes["expert"] == 0
 
-    def allows(self, strategy: Strategy) -> bool:
-        return all(getattr(strategy, name) == value for name, value in self.pins) and not any(
-            getattr(strategy, name) == value for name, value in self.forbidden
+    def allows(self, what: object) -> bool:
+        """Whether what is pinned or forbidden leaves a strategy, or a layout, which has some of its fields."""
+        return all(getattr(what, name, value) == value for name, value in self.pins) and not any(
+            getattr(what, name, None) == value for name, value in self.forbidden
         )
 
     def __str__(self) -> str:
-        pins = set(self.pins)
-        words = ["data parallelism alone"] if pins.issuperset(DATA_PARALLELISM_ALONE) else []
-        pins -= set(DATA_PARALLELISM_ALONE) if words else set()
-        words += [f"{name}={value} pinned" for name, value in self.pins if (name, value) in pins]
+        words = [] if self._own_pins == self.pins else ["data parallelism alone"]
+        words += [f"{name}={value} pinned" for name, value in self._own_pins]
         spelled = set(self.forbidden)
         for word, pairs in _WORDS.items():
             if spelled.issuperset(pairs):

@@ -150,11 +150,10 @@ def _fields(family: Family, left: dict[str, Any], field: str) -> dict[str, Any]:
         fields["max_position_embeddings"] = (fields["image_size"] // fields["patch_size"]) ** 2 + 1
         left.pop("tie_word_embeddings", None)
         return fields
-    if family.kind == "encoder-decoder" and (n := left.pop("num_hidden_layers", None)) not in (
-        None,
-        fields["num_layers"],
-    ):  # which transformers 4 wrote of a BART, and takes from the encoder
-        raise InputError(f"{field}.num_hidden_layers", n, f"is not the encoder's {fields['num_layers']}")
+    if family.kind == "encoder-decoder":  # transformers 4 wrote num_hidden_layers of a BART, too: the encoder's
+        L = fields["num_layers"]
+        if (found_L := left.pop("num_hidden_layers", L)) != L:
+            raise InputError(f"{field}.num_hidden_layers", found_L, f"is not the encoder's {L}")
     if family.model_type == "roberta":
         fields["max_position_embeddings"] -= family.position_offset
     fields["tied_embeddings"] = _switch(left, "tie_word_embeddings", family.tied_embeddings, field)
