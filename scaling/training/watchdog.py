@@ -30,12 +30,26 @@ class Pulse:
     """
 
     rank: int
-    host: str
-    pid: int
+    host: str = ""
+    pid: int = 0  # 0 as long as no pulse of the rank has been read
     beat: int = 0
     count: int = 0
     parts: int = 0
     doing: str = "starting"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The last pulse of a rank, and when it was first seen to have beaten and to have moved as far."""
+
+    pulse: Pulse
+    beat_at: float
+    moved_at: float
+
+    def then(self, pulse: Pulse, now: float) -> "Seen":
+        moved = (pulse.count, pulse.parts) != (self.pulse.count, self.pulse.parts)
+        beat = pulse.beat != self.pulse.beat
+        return Seen(pulse, now if beat else self.beat_at, now if moved else self.moved_at)
 
 
 class Watchdog:
@@ -46,14 +60,15 @@ class Watchdog:
         self._pulse = Pulse(rank=ranks.rank, host=socket.gethostname(), pid=os.getpid())
         self._slowest_s: float | None = None
         self._is_unusual = True  # until the loop begins
+        self._is_shown = False  # to the other ranks
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def doing(self, what: str) -> None:
         """The loop begins something: every rank says the same, in the same order."""
-        self._is_unusual = False
-        self._pulse.count += 1
         self._pulse.doing = what
+        self._pulse.count += 1
+        self._is_unusual = False  # after the count, which the thread reads later
 
     def unusual(self, what: str) -> None:
         """The loop begins what may take long without a sign: there is more patience until the next `doing`."""
@@ -92,21 +107,18 @@ class Watchdog:
         self._path(self._ranks.rank).unlink(missing_ok=True)
 
     def _run(self) -> None:
-        seen: dict[int, tuple[Pulse, float, float]] = {}  # each rank's pulse, when it last beat and when it last moved
-        while not self._ended.wait(min(1.0, self.patience_s / 10)):
+        began_at = time.monotonic()
+        seen = {rank: Seen(Pulse(rank=rank), began_at, began_at) for rank in range(self._ranks.world_size)}
+        # The first rank makes the folder when all have joined: the others show themselves as soon as they can.
+        while not self._ended.wait(min(1.0 if self._is_shown else 0.1, self.patience_s / 10)):
             self._pulse.beat += 1
             self._write()
-            now = time.monotonic()
+            now, patience_s = time.monotonic(), self.patience_s
             for pulse in (*self._others(), replace(self._pulse)):
-                before, beat_at, moved_at = seen.get(pulse.rank, (pulse, now, now))
-                if pulse.beat != before.beat:
-                    beat_at = now
-                if (pulse.count, pulse.parts) != (before.count, before.parts):
-                    moved_at = now
-                seen[pulse.rank] = pulse, beat_at, moved_at
-            if all(now - moved_at > self.patience_s for _, _, moved_at in seen.values()):
-                silent = [rank for rank, (_, beat_at, _) in seen.items() if now - beat_at > self.patience_s / 2]
-                self._end({rank: pulse for rank, (pulse, _, _) in seen.items()}, silent)
+                seen[pulse.rank] = seen[pulse.rank].then(pulse, now)
+            if all(now - last.moved_at > patience_s for last in seen.values()):
+                silent = [rank for rank, last in seen.items() if now - last.beat_at > patience_s / 2]
+                self._end({rank: last.pulse for rank, last in seen.items()}, silent)
 
     def _end(self, pulses: dict[int, Pulse], silent: list[int]) -> None:
         """Dumps this rank's stacks, lets the first rank that still beats speak, and leaves."""
@@ -146,6 +158,7 @@ class Watchdog:
             temporary = path.with_suffix(".new")
             temporary.write_text(json.dumps(asdict(self._pulse)), encoding="utf-8")
             os.replace(temporary, path)
+            self._is_shown = True
         except OSError:
             pass  # a full disk is no silence: training goes on
 
@@ -157,7 +170,8 @@ def diagnosis(pulses: dict[int, Pulse], silent: list[int]) -> str:
     """Which rank the others wait for, as far as can be told."""
 
     def named(rank: int) -> str:
-        return f"rank {rank} (host {pulses[rank].host}, process {pulses[rank].pid})"
+        pulse = pulses[rank]
+        return f"rank {rank} (host {pulse.host}, process {pulse.pid})" if pulse.pid else f"rank {rank} (never seen)"
 
     if silent:
         return ", ".join(f"{named(rank)} does not answer, since {pulses[rank].doing}" for rank in sorted(silent))

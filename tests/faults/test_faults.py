@@ -145,7 +145,7 @@ def test_a_second_signal_stops_at_once(plain, tmp_path):
 def test_a_rank_that_stands_still_is_named_and_the_others_leave_with_75(plain, tmp_path):
     recipe, strategy, story = plain
     with lives.start(tmp_path / "run", recipe, strategy, "--patience_s", "4") as life:
-        life.wait_for(lambda: len(lives.steps_on_disk(tmp_path / "run")) > 0)
+        life.wait_for(lambda: len(lives.steps_on_disk(tmp_path / "run")) > 0)  # well within the second of a beat
         life.signal(signal.SIGSTOP, 1)
         life.processes[0].join(30)
         assert life.processes[0].exitcode == 75

@@ -112,3 +112,4 @@ def test_the_rank_that_is_waited_for_is_named():
     pulses[1].count, pulses[1].doing = 4, "its batch"
     assert diagnosis(pulses, []) == "rank 1 (host h, process 11) is behind the others, in its batch"
     assert diagnosis(pulses, [2]) == "rank 2 (host h, process 12) does not answer, since adding up"
+    assert diagnosis(pulses | {2: Pulse(rank=2)}, [2]) == "rank 2 (never seen) does not answer, since starting"
