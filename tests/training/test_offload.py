@@ -47,7 +47,7 @@ def test_offloaded_states_train_to_the_same_losses_and_take_the_bytes_that_the_e
         measured = json.loads((folder / "measured.json").read_text())["peak_allocated_bytes"]["value"]
         cluster, _ = hardware.cluster_of("cpu", 2, 1, None, None)
         job = cost.Job.of(what)
-        offloaded = host_bytes(job, strategy, cluster) // 2 - 4 * what.shape.num_params  # beside the build's copy
+        offloaded = (host_bytes(job, strategy, cluster) - 4 * what.shape.num_params) // 2  # beside the build's copy
         predicted = cost.memory(job, strategy, cluster).peak_allocated_bytes + offloaded
         print(f"{precision} {optimizer} {param}: {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f}")  # noqa: T201
         # What passes through NVMe's buffers is 3 to 7 % more than counted.
