@@ -134,16 +134,10 @@ def _divided(kind: str, shape: Shape, seq_divisor: int) -> dict[str, int]:
     }[kind]
 
 
-def altered(optimizer: str, dropout: float, precision: str, kinds: Collection[str]) -> str:
+def altered(optimizer: str, precision: str, kinds: Collection[str]) -> str:
     """What of a recipe would not be itself under parallelism of these kinds, and why; an empty string where all is."""
-    if "tensor" in kinds:
-        if optimizer in ("muon", "adafactor"):
-            return f"optimizer: {optimizer} needs whole matrices, of which tensor parallelism gives each rank a part"
-        if dropout:
-            return (
-                f"dropout: {dropout:g} under tensor parallelism: what every rank computes needs the same mask on all, "
-                "and heads that are cut different ones, but torch draws both from one generator; 0 works"
-            )
+    if "tensor" in kinds and optimizer in ("muon", "adafactor"):
+        return f"optimizer: {optimizer} needs whole matrices, of which tensor parallelism gives each rank a part"
     if optimizer == "adafactor" and "expert" in kinds:
         return (
             "optimizer: adafactor takes all experts of a layer, gate and up, as one tensor, and these ranks have parts"

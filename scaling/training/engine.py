@@ -52,7 +52,7 @@ def make_engine(
         wrapped = models.WithLoss(model, loss_kernel=strategy.loss_kernel)
     optimizer.require_kernel(recipe, strategy)
     if strategy.tensor_parallel_size > 1:
-        tensor.split(wrapped, recipe.shape, config, initialised=initialised)
+        tensor.split(wrapped, recipe.shape, config, initialised=initialised, dropout=recipe.dropout)
     what = _stepped(recipe, strategy, wrapped)
     if strategy.zero_stage == 3:
         partition(wrapped, recipe, config, initialised=initialised)

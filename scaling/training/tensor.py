@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.module_inject import set_autotp_mode
 from deepspeed.module_inject.auto_tp import AutoTP
 from deepspeed.module_inject.autotp_config import AutoTPConfig
@@ -30,10 +31,11 @@ from scaling.shape import Shape
 from scaling.training.parts import Cut, part, rank, share
 
 
-def split(module: WithLoss, shape: Shape, config: dict[str, Any], *, initialised: bool) -> None:
+def split(module: WithLoss, shape: Shape, config: dict[str, Any], *, initialised: bool, dropout: float = 0.0) -> None:
     """Cuts the model in `module` over the ranks of a tensor parallel group; a collective.
 
-    What is not `initialised` is not copied either, but given new empty memory.
+    What is not `initialised` is not copied either, but given new empty memory. With `dropout`, what ranks have alike is
+    dropped alike, and what is cut each rank's own way.
     """
     of = config["tensor_parallel"]
     set_autotp_mode(training=True)
@@ -41,6 +43,8 @@ def split(module: WithLoss, shape: Shape, config: dict[str, Any], *, initialised
     here = _Here(groups.get_tensor_model_parallel_group(), rank(), of["autotp_size"], initialised)
     transposed = _as_linears(module)
     _split_layers(module, AutoTPConfig.from_dict(of["partition_config"]), here, transposed)
+    if dropout:
+        _OwnMasks(here.rank).between_columns_and_rows(module)
     if shape.num_experts > 1:
         _split_experts(module, here)
     if shape.traits.kind != "vision":
@@ -147,6 +151,53 @@ def _attentions(module: nn.Module) -> list[nn.Module]:
         if re.search("Attention", type(layer).__name__)
         and any(isinstance(child, TensorParallel_Layer) for child in layer.children())
     ]  # fmt: skip
+
+
+# Dropout
+
+
+class _OwnMasks:
+    """Random numbers of this rank's own for heads and parts of F; all else is drawn alike by the ranks of a group.
+
+    What is cut stands between a matrix whose outputs are cut and the one whose inputs are, which sums: at the first the
+    device's generator is put aside for one that is seeded by a number all ranks draw and their own, at the second it is
+    taken back. So nothing is carried along that activation checkpointing would not bring back, who keeps the states of
+    both generators at a layer's start; Megatron-LM (core/tensor_parallel/random.py) has to keep a third.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._aside: tuple[nn.Module, Tensor] | None = None  # whose matrices are passed, and the state that all share
+
+    def between_columns_and_rows(self, module: nn.Module) -> None:
+        for name, layer in module.named_modules():
+            if isinstance(layer, TensorParallel_Layer):
+                owner = module.get_submodule(name.rpartition(".")[0])
+                if layer.weight.cut.dim == 0:
+                    layer.register_forward_hook(partial(self._begin, owner))
+                else:
+                    layer.register_forward_pre_hook(self._end)
+
+    def _begin(self, owner: nn.Module, layer: nn.Module, *_: Any) -> None:
+        if not layer.training:
+            return
+        if self._aside is not None:
+            if self._aside[0] is not owner:
+                raise RuntimeError(f"{type(owner).__name__} begins before what was cut for another module is summed")
+            return
+        device = get_accelerator()
+        seed = int(torch.randint(1 << 31, (), device="cpu"))  # moves the host's generator on, on all ranks alike
+        self._aside = owner, device.get_rng_state()
+        device.manual_seed(seed + self._rank)
+
+    def _end(self, layer: nn.Module, *_: Any) -> None:
+        if not layer.training:
+            return
+        if self._aside is None:
+            raise RuntimeError("parts are summed that nothing has cut")
+        _, state = self._aside
+        self._aside = None
+        get_accelerator().set_rng_state(state)
 
 
 # Experts

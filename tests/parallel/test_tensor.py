@@ -1,8 +1,10 @@
 """Tensor parallelism gives the losses, the gradient norms and the weights of one process, family by family."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -58,7 +60,7 @@ def _reference(family, folder, changes, moved=0.0):
     Its first weights are `moved` by so much of themselves, up or down.
     """
     recipe = _recipe(family, folder, **changes)
-    model = models.build(recipe.shape, seed=recipe.seed)
+    model = models.build(recipe.shape, seed=recipe.seed, dropout=recipe.dropout)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -188,6 +190,70 @@ def test_bf16_differs_from_fp32_by_its_rounding_alone(tmp_path):
         assert found == pytest.approx(losses, rel=1e-2 if case[0] == "transformer" else 5e-3), case
 
 
+@contextlib.contextmanager
+def _dropping(mask_of):
+    """Dropout by `mask_of(x)`, the mask of what is kept, in models that have attention's probabilities to drop."""
+
+    def dropped(x, p=0.5, training=True, inplace=False):
+        return x * mask_of(x) / (1 - p) if training and p else x
+
+    def build(*args, **kwargs):
+        model = built(*args, **kwargs)
+        model.set_attn_implementation("eager")
+        return model
+
+    built = models.build
+    with mock.patch.object(F, "dropout", dropped), mock.patch.object(models, "build", build):
+        yield
+
+
+def _trained_with_masks(cases, folder):
+    """What `_trained` does, with dropout, and this rank's masks in the order in which they were drawn."""
+    masks = []
+
+    def drawn(x):
+        masks.append(torch.rand_like(x) >= DROPOUT["dropout"])
+        return masks[-1]
+
+    torch.manual_seed(7)
+    with _dropping(drawn):
+        found = _trained(cases, folder)
+    return found, [mask.numpy() for mask in masks]
+
+
+DROPOUT = {"dropout": 0.2}
+
+
+def test_dropout_of_what_is_cut_is_each_rank_s_own_and_of_the_rest_the_same_on_all(tmp_path):
+    families = sorted(FAMILIES) if SOAK else ("bert", "gpt2", "modernbert", "t5")
+    cases = [(family, number % 4, DROPOUT) for number, family in enumerate(families)]
+    (found, mine), (_, others) = on_ranks(2, _trained_with_masks, cases, tmp_path)
+    pairs = zip(mine, others, strict=True)
+    num_cut = 0
+
+    def joined(x):
+        """The mask of all ranks for `x`: heads and parts of F in the order of the ranks."""
+        nonlocal num_cut
+        parts = [torch.from_numpy(mask) for mask in next(pairs)]
+        same = torch.equal(*parts)
+        if parts[0].shape == x.shape:
+            assert same
+            return parts[0]
+        num_cut += 1
+        assert not same
+        (dim,) = (dim for dim, size in enumerate(x.shape) if size != parts[0].shape[dim])
+        return torch.cat(parts, dim)
+
+    with _dropping(joined):
+        for (family, _, changes), (losses, norms, weights) in zip(cases, found, strict=True):
+            expected = _reference(family, tmp_path, changes)
+            assert losses == pytest.approx(expected[0], rel=1e-5), family
+            assert norms == pytest.approx(expected[1], rel=1e-4), family
+            assert all(torch.from_numpy(weights[name]) == pytest.approx(w, abs=3e-4) for name, w in expected[2].items())
+    assert next(pairs, None) is None
+    assert num_cut >= 2 * NUM_STEPS * len(families)  # layers and steps
+
+
 LAYOUTS = {
     "stage 0": layout(2, 0, tensor=2, micro=8),
     "stage 1, accumulation 2, checkpointing": layout(2, 1, tensor=2, micro=4, checkpointing="full"),
@@ -231,6 +297,21 @@ def test_the_program_trains_as_a_plain_torch_loop_at_every_stage_and_goes_on_in_
         assert [line["loss"] for line in metrics(tmp_path / folder)] == pytest.approx(losses, rel=1e-5), folder
 
 
+def test_with_dropout_layers_that_are_made_again_draw_the_same_masks_and_a_run_goes_on_as_it_was(tmp_path):
+    recipe = recipe_of("gpt2", tmp_path, num_steps=6, **DROPOUT)
+    how = {choice: layout(2, 1, tensor=2, micro=4, checkpointing=choice) for choice in ("none", "full", "selective")}
+    lines = run_each({tmp_path / choice: (recipe, strategy) for choice, strategy in how.items()})
+    run(tmp_path / "stopped", recipe, how["full"], "--max_steps", "3")
+    run(tmp_path / "stopped", recipe, how["full"])
+    for key in ("loss", "grad_norm"):
+        straight, *others = (
+            [line[key] for line in found] for found in (*lines.values(), metrics(tmp_path / "stopped"))
+        )
+        assert all(other == straight for other in others)
+    without = run(tmp_path / "without", recipe.model_copy(update={"dropout": 0.0}), how["none"], "--max_steps", "1")
+    assert without[0]["loss"] != pytest.approx(lines[tmp_path / "none"][0]["loss"], rel=1e-4)
+
+
 def _shape(**changes):
     sizes = {"name": "small", "num_layers": 2, "hidden_size": 48, "num_attention_heads": 12, "intermediate_size": 96,
              "vocab_size": 101, "max_position_embeddings": 32}  # fmt: skip
@@ -259,10 +340,7 @@ def test_what_tensor_parallelism_would_alter_is_refused(tmp_path):
     muon = {"name": "muon", "lr": 0.02, "momentum": 0.95, "weight_decay": 0.1, "adam_lr": 1e-3,
             "adam_betas": [0.9, 0.95], "adam_eps": 1e-8}  # fmt: skip
     strategy = layout(2, 1, tensor=2, micro=8)
-    for changes, said in (
-        ({"dropout": 0.1}, "dropout: 0.1"),
-        ({"optimizer": muon, "gradient_clipping": 0.0}, "muon needs whole matrices"),
-    ):
+    for changes, said in (({"optimizer": muon, "gradient_clipping": 0.0}, "muon needs whole matrices"),):
         recipe = recipe_of("gpt2", tmp_path, **changes)
         with pytest.raises(ScaleError, match=said):
             ds_config.reconcile(ds_config.emit(recipe, strategy), recipe, strategy)
