@@ -6,7 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    _CachedTorchDispatchMode,
+    create_selective_checkpoint_contexts,
+)
 from transformers import PreTrainedModel
 
 from scaling.strategy import Checkpointing
@@ -39,7 +43,22 @@ def checkpoint_layers(model: PreTrainedModel, choice: Checkpointing, *, dropout:
 
 def _contexts(*, keeps_attention: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """For one layer's forward, and for making it again; torch asks the policy in the forward alone."""
-    return create_selective_checkpoint_contexts(_policy(keeps_attention))
+    policy = _policy(keeps_attention)
+    forward, again = create_selective_checkpoint_contexts(policy)
+    return forward, _Again(policy, again.storage)
+
+
+class _Again(_CachedTorchDispatchMode):
+    """Takes what was kept, and runs all else, whether the forward ran it or not.
+
+    torch's own wants the same operations as in the forward, and ZeRO-3 gathers parameters within a layer in one pass
+    and before it in the other, as its prefetching goes.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _MATMULS | _ATTENTIONS:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 def _policy(keeps_attention: bool) -> Callable[..., CheckpointPolicy]:
