@@ -1,6 +1,6 @@
 """Peak bytes of each rank under every layout, against `scale memory`: real engines, real ranks, a small model a family.
 
-    python benchmarks/parallel.py [FAMILY ...] [--precision bf16] [--layouts tp2,pp2xdp2,...]
+    python benchmarks/parallel.py [FAMILY ...] [--precision bf16] [--dropout 0.1] [--layouts "tp2 z1,pp2 z1,..."]
 
 Each layout is one start of scale/train.py under torchrun for a few steps. "states" is what lives between two steps
 (parameters, master copies, moments, standing gradients), to be had to the byte but for the padding of shards; "peak" is
@@ -79,12 +79,13 @@ def shape_of(family: str) -> Shape:
     return Shape(name=f"{family}-small", family=family, **{**sizes, **_MORE.get(family, {})})
 
 
-def recipe_of(shape: Shape, precision: str, batch: int) -> Recipe:
+def recipe_of(shape: Shape, precision: str, batch: int, dropout: float) -> Recipe:
     corpus = EMBEDDED_IMAGES if shape.traits.kind == "vision" else EMBEDDED_CORPUS
     return recipes.validated({
         "name": shape.name, "model": recipes.model_of(shape), "task": shape.traits.task,
         "data": {"corpus": [corpus], "seq_length": shape.max_position_embeddings, "validation_fraction": 0.01},
-        "global_batch_size": batch, "num_steps": 3, "precision": precision, "gradient_clipping": 1.0,
+        "global_batch_size": batch, "num_steps": 3, "precision": precision, "dropout": dropout,
+        "gradient_clipping": 1.0,
         "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
         "schedule": {"name": "constant", "warmup_steps": 0},
     })  # fmt: skip
@@ -168,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("families", nargs="*", default=["gpt2"])
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--layouts", help="names, with commas between them; default: all that run")
     parser.add_argument("--worker", type=Path)
     args = parser.parse_args()
@@ -184,7 +186,7 @@ def main() -> None:
                 continue
             micro_steps = 2 * layout.pipeline if layout.pipeline > 1 else 1  # so that its steady state is reached
             strategy = strategy_of(shape, layout, micro_steps)
-            recipe = recipe_of(shape, args.precision, strategy.global_batch_size)
+            recipe = recipe_of(shape, args.precision, strategy.global_batch_size, args.dropout)
             cluster, _ = hardware.cluster_of("cpu", strategy.world_size, 1, None, None)
             job, ends = cost.Job.of(recipe), ("first", "last")
             states = max(cost.memory(job, strategy, cluster, rank=end).moments["save"] for end in ends)

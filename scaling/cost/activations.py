@@ -46,12 +46,12 @@ def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float,
         mlp = 0
     keys_values = 2 * (shape.query_size if profile.repeats_keys else shape.key_value_size)
     cut: float = 2 * shape.query_size + keys_values + mlp
-    if one_matmul_makes_keys(shape) and shape.traits.positions == "rotary":
+    if drops_scores(job) or biases_scores(job):  # each as wide as queries, in fp32, and nothing else of them
+        cut += 3 * shape.query_size * FP32_BYTES / element_bytes(job.precision) - shape.query_size - keys_values
+    elif one_matmul_makes_keys(shape) and shape.traits.positions == "rotary":
         cut += (3 if shape.family == "gpt-neox" else 2) * shape.query_size  # whose output is copied, besides
     if shape.traits.norms_queries:
         cut += (2 * rms - 1) * (shape.query_size + shape.key_value_size)
-    if biases_scores(job):  # queries, keys and values once more as wide, in fp32
-        cut += (FP32_BYTES / element_bytes(job.precision) - 1) * (shape.query_size + keys_values)
     return profile.cut * cut, profile.uncut * norms + adapters
 
 
@@ -62,7 +62,9 @@ def decoder_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[floa
     """
     shape, share = job.shape, job.predicted_fraction
     cut, uncut = layer_saved_elements(job, profile)
-    return share * (cut + 2 * shape.query_size) + 2 * shape.key_value_size, share * uncut * 1.5
+    width = FP32_BYTES / element_bytes(job.precision) if drops_scores(job) else 1.0
+    queries, keys_values = width * shape.query_size, width * 2 * shape.key_value_size
+    return share * (cut + queries + shape.query_size) + keys_values, share * uncut * 1.5
 
 
 def rms_factor(job: Job, profile: Profile) -> float:
@@ -72,6 +74,30 @@ def rms_factor(job: Job, profile: Profile) -> float:
     if job.precision == "fp32":
         return 1.5
     return profile.rms_uncut + (0.5 if job.shape.family == "t5" else 0)  # T5's keeps the narrow input, too
+
+
+def drops_scores(job: Job) -> bool:
+    """Whether attention keeps its scores for the sake of dropout: torch's math path, where no kernel does both."""
+    names = job.shape.traits.dropout_names
+    return bool(job.dropout) and job.on_cpu and any(name == "dropout_rate" or "att" in name for name in names)
+
+
+def mask_bytes(job: Job) -> tuple[int, int]:
+    """What dropout keeps of a layer for each token, scores aside: (what tensor parallelism divides, the rest).
+
+    A mask has a byte an element, a CPU's noise the width of what is dropped. Most families drop what attention and the
+    MLP add to the residual, T5 and ModernBERT the MLP's activation (of which a ReLU that is not gated keeps its own
+    copy), and Llama and its kin nothing but scores.
+    """
+    shape, width = job.shape, element_bytes(job.precision)
+    names = shape.traits.dropout_names
+    if not job.dropout or names == ("attention_dropout",):
+        return 0, 0
+    noise = width if job.on_cpu else 1
+    of_mlp = 0
+    if shape.family in ("t5", "modernbert"):
+        of_mlp = (noise + (0 if shape.gated_mlp else width)) * shape.intermediate_size
+    return of_mlp, (1 if shape.family == "modernbert" else 2) * noise * shape.hidden_size
 
 
 def biases_scores(job: Job) -> bool:
@@ -97,10 +123,9 @@ def activations(
     width = element_bytes(job.precision)
     uncut_by = tp if strategy.tensor_parallel_sequences else 1
     cut, uncut = layer_saved_elements(job, profile)
-    # Dropout keeps its mask, a byte per element: after the attention and after the MLP.
-    masks = 2 * shape.hidden_size if job.dropout else 0
+    cut_masks, masks = mask_bytes(job)
     scores = scores_bytes_per_token(job, strategy, profile)
-    layer = tokens * (cut * width / tp + (uncut * width + masks) / uncut_by + scores)
+    layer = tokens * ((cut * width + cut_masks) / tp + (uncut * width + masks) / uncut_by + scores)
     # Gradients beside all that the layer saved: in the MLP's backward F of them, 2 F where gated, since the activation
     # is freed as its own gradient comes, or, where the MLP is tiled, attention's four tensors; and the residual's.
     # Ulysses' all-to-alls have their input beside their output.
@@ -114,8 +139,9 @@ def activations(
     if shape.num_decoder_layers:  # in layers of the encoder's kind
         share = job.predicted_fraction
         cut, uncut = decoder_saved_elements(job, profile)
-        scores = scores_bytes_per_token(job, strategy, profile) * share**2
-        other = tokens * (cut * width / tp + (uncut * width + 1.5 * share * masks) / uncut_by + scores)
+        scores *= share**2 + (share if drops_scores(job) else 0)  # its own, and those of the encoder's keys
+        cut_bytes, uncut_bytes = cut * width + share * cut_masks, uncut * width + 1.5 * share * masks
+        other = tokens * (cut_bytes / tp + uncut_bytes / uncut_by + scores)
         weight = share if strategy.activation_checkpointing != "none" else other / layer
         waiting *= 1 + weight * shape.num_decoder_layers / shape.num_layers
     checkpoint = tokens * shape.hidden_size * width / uncut_by
@@ -124,12 +150,9 @@ def activations(
             kept, remade = checkpoint, layer
         case "selective" if profile.selective == "scores":
             kept, remade = layer - tokens * scores, tokens * scores
-        case "selective":  # attention's output and those of the first, third, ... matmul: query, value, the MLP's first
-            outputs = shape.query_size + shape.key_value_size
-            outputs += 0 if job.tiled_mlp else shape.experts_per_token * shape.intermediate_size
-            outputs += shape.key_value_size if one_matmul_makes_keys(shape) else 0
-            outputs += 0 if job.dropout else shape.query_size  # scaling/models/checkpointing.py
-            kept = checkpoint + tokens * outputs * width / tp
+        case "selective":
+            cut, uncut = selected_elements(job, profile)
+            kept = checkpoint + tokens * (cut / tp + uncut / uncut_by) * width
             remade = layer - kept
         case _:
             kept, remade = layer, 0.0
@@ -137,6 +160,23 @@ def activations(
     if strategy.offload_activations:
         waiting = min(waiting, 2.0)  # the layer at work and the one on its way
     return int(waiting * kept + gathered), int(layer), int(remade), int(gradients)
+
+
+def selected_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[int, int]:
+    """Elements per token that a selective layer keeps: (those that tensor parallelism divides, the others).
+
+    scaling/models/checkpointing.py: the outputs of attention, but with dropout, and of the first, third, ... matmul:
+    query and value, or one matrix of query, key and value; the MLP's first; of three the last as well, which nothing
+    needs and a compiler leaves out. Experts are multiplied otherwise, and T5's attention is the math path.
+    """
+    shape, one = job.shape, one_matmul_makes_keys(job.shape)
+    cut = shape.query_size + (2 if one else 1) * shape.key_value_size
+    cut += 0 if job.dropout or biases_scores(job) else shape.query_size
+    if job.tiled_mlp or shape.num_experts > 1:
+        return cut, 0
+    cut += shape.intermediate_size * (2 if one and shape.gated_mlp else 1)
+    has_last = shape.gated_mlp and not one and profile.selective == "matmuls, uncompiled"
+    return cut, shape.hidden_size if has_last else 0
 
 
 def gathered_experts_bytes(job: Job, strategy: Strategy, profile: Profile, num_layers: float) -> float:
@@ -157,10 +197,12 @@ def gathered_experts_bytes(job: Job, strategy: Strategy, profile: Profile, num_l
 def scores_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> float:
     """Attention scores and what follows them, where they are kept: N T of them for each token of a layer.
 
+    Dropped on a CPU: the softmax, the noise and their product, each in fp32 (torch 2.13, attention.cpp's math path).
     ModernBERT's layers with a window, two of three, keep its mask, T for each token.
     """
-    if biases_scores(job):
-        return job.shape.num_attention_heads * job.seq_length / strategy.tensor_parallel_size * FP32_BYTES
+    if drops_scores(job) or biases_scores(job):
+        copies = 3 if drops_scores(job) else 1
+        return copies * job.shape.num_attention_heads * job.seq_length / strategy.tensor_parallel_size * FP32_BYTES
     if job.shape.family == "modernbert" and job.attention != "eager":
         return 2 / 3 * job.seq_length * element_bytes(job.precision)
     if job.attention != "eager":

@@ -43,7 +43,8 @@ class Job:
     `matmul_precision` is what the layers' matmuls run in where that is narrower than `precision`.
     `fused_loss` is True where the loss never holds all logits (Liger's fused linear cross-entropy), `tiled_mlp` where
     an MLP's tensors exist for a tile of the sequence at a time (Snowflake's ALST), `step_in_backward` where each
-    parameter is updated as soon as its gradient is there. `adapter`: all else is frozen.
+    parameter is updated as soon as its gradient is there. `adapter`: all else is frozen. `on_cpu`: no kernel drops what
+    it makes, so that dropout keeps noise as wide as that, and attention its scores.
     """
 
     shape: Shape
@@ -53,6 +54,7 @@ class Job:
     optimizer: Name = "adamw"
     adapter: Adapter | None = None
     dropout: float = 0.0
+    on_cpu: bool = False
     predicted_fraction: float = 1.0
     causal: bool = True
     attention: Attention = "flash"

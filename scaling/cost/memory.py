@@ -115,6 +115,8 @@ def memory(
             for end in ("first", "last")
         ]
         return max(ends, key=lambda estimate: estimate.peak_allocated_bytes)
+    if job.dropout and cluster.is_cpu:
+        job = replace(job, on_cpu=True)
     whole, trained = held_parameters(job, strategy, rank, profile)
     parameters, gradients, optimizer = model_states(job, strategy, whole, trained, profile)
     standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0

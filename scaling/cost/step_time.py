@@ -307,7 +307,7 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
     """
     shape, tp = job.shape, strategy.tensor_parallel_size
     choice = strategy.activation_checkpointing
-    accesses = 6 if choice == "full" or (choice == "selective" and profile.selective == "matmuls") else 4
+    accesses = 6 if choice == "full" or (choice == "selective" and profile.selective != "scores") else 4
     untiled = replace(job, tiled_mlp=False) if job.tiled_mlp else job  # tile by tile, but all of it
     cut, uncut = layer_saved_elements(untiled, profile)
     uncut_by = tp if strategy.tensor_parallel_sequences else 1

@@ -175,6 +175,7 @@ class Training:
         # Of the loss, of what the noise scale asks of a micro batch, of ranks asked to stop, and of those that wrote.
         sums = torch.zeros(4, device=ranks.device)
         with ExitStack() as watched:
+            watched.enter_context(self.gauge.seeing(on=watch_memory and is_pipelined(engine)))
             measure = partial(self.gauge.watching, engine.module, on=watch_memory)
             sums[:2] = self.passes.accumulate(micro_batches, scale, lambda: watched.enter_context(measure()))
             self.watchdog.doing(f"step {self.step + 1}, adding up over ranks")

@@ -49,6 +49,19 @@ class MemoryGauge:
         self.peak_allocated_bytes = max(device["Total"] for device in snapshot.values())
         self.peak_reserved_bytes = self.peak_allocated_bytes
 
+    @contextlib.contextmanager
+    def seeing(self, *, on: bool) -> Iterator[None]:
+        """Gives what autograd keeps of the block's forwards a Python object, by which `watching` finds it.
+
+        A pipeline has micro steps in flight when the last one begins. Without this what was made within an operation,
+        as dropout's noise is, would be there unseen.
+        """
+        if not on or self.device.type == "cuda":
+            yield
+            return
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            yield
+
     def read(self) -> None:
         """Takes the CUDA allocator's peaks; nothing to do on a CPU."""
         if self.device.type == "cuda":

@@ -43,12 +43,21 @@ RUNS = {
     "Mixtral of eight layers, bf16, stage 3": (_DEEP, "bf16", layout(2, 3, micro=4)),
     "BERT, bf16, stage 2": ("bert-demo", "bf16", layout(2, 2, micro=16, batch=32)),
     "Mixtral of eight layers, bf16, stage 3, alone": (_DEEP, "bf16", layout(1, 3, micro=8)),
+    "dropout, fp32, stage 0": ("gpt-demo", "fp32", layout(1, 0, micro=8), {"dropout": 0.1}),
+    "two stages, dropout, bf16": ("gpt-demo", "bf16", layout(2, 1, micro=4, batch=16, pipeline=2), {"dropout": 0.1}),
+    "BERT, dropout, bf16, stage 2": ("bert-demo", "bf16", layout(2, 2, micro=16, batch=32), {"dropout": 0.1}),
+    "Llama, dropout, bf16, stage 3, selective": (
+        "llama-demo", "bf16", layout(2, 3, micro=16, batch=32, checkpointing="selective"), {"dropout": 0.1},
+    ),
+    "dropout, bf16, stage 1, checkpointing": (
+        "gpt-demo", "bf16", layout(2, 1, micro=16, batch=32, checkpointing="full"), {"dropout": 0.1},
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RUNS if SOAK else list(RUNS)[::2])
 def test_predicted_peak_is_within_5_percent_of_the_measured_one(name, tmp_path):
-    model, precision, strategy = RUNS[name]
+    model, precision, strategy, *changes = RUNS[name]
     shape = model if isinstance(model, Shape) else registry.find(model).shape
     recipe = tiny_recipe(
         tmp_path,
@@ -57,10 +66,11 @@ def test_predicted_peak_is_within_5_percent_of_the_measured_one(name, tmp_path):
         data={"corpus": [EMBEDDED_CORPUS], "seq_length": 128, "validation_fraction": 0.05},
         global_batch_size=strategy.global_batch_size,
         precision=precision,
+        **dict(*changes),
     )
     run(tmp_path / "run", recipe, strategy, "--max_steps", "2")
     measured = json.loads((tmp_path / "run" / "measured.json").read_text())["peak_allocated_bytes"]["value"]
-    cluster, _ = hardware.cluster_of("cpu", strategy.data_parallel_size, 1, None, None)
+    cluster, _ = hardware.cluster_of("cpu", strategy.world_size, 1, None, None)
     predicted = cost.memory(cost.Job.of(recipe), strategy, cluster).peak_allocated_bytes
     print(f"{name}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {predicted / measured:.3f}")  # noqa: T201
     assert predicted == pytest.approx(measured, rel=0.05)
