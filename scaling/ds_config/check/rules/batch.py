@@ -118,9 +118,9 @@ def _sequence_parallel(view: View) -> Iterator[Hit]:
     by_compiler = "autosp" in (view.get("compile.passes") or ())
     if shared and shared > 1 and not view.says("data_parallel_size") and not by_compiler:
         # Not "data_parallel_size" beside it: docs/upstream/sequence_parallel_mesh.py.
-        yield Hit(
-            path=(name,), says=f"{shared} without data_parallel_size", mend="register Ulysses in the script (mpu)"
-        )
+        says = f"{shared} without data_parallel_size, which scale/train.py takes for Ulysses and DeepSpeed does not"
+        mend = "nothing else for scale/train.py; in a script of your own register Ulysses (mpu)"
+        yield Hit(path=(name,), says=says, mend=mend)
 
 
 def _mesh(view: View) -> Iterator[Hit]:

@@ -128,8 +128,10 @@ def _unused_in_pipeline(view: View) -> Iterator[Hit]:
     block = view.root.get("pipeline")
     for name, default in _UNUSED.items():
         if isinstance(block, dict) and name in block and block[name] != default:
-            mend = "an argument of PipelineModule: num_stages, partition_method, seed_layers"
-            user = "scale/train.py uses and DeepSpeed does not" if name == "stages" else "nothing uses"
+            mend, user = "an argument of PipelineModule: num_stages, partition_method, seed_layers", "nothing uses"
+            if name == "stages":
+                mend = "nothing else for scale/train.py; in a script of your own num_stages of PipelineModule"
+                user = "scale/train.py uses and DeepSpeed does not"
             yield Hit(path=("pipeline", name), says=f"{shown(block[name])}, which {user}", mend=mend)
 
 
