@@ -134,7 +134,7 @@ def _divided(kind: str, shape: Shape, seq_divisor: int) -> dict[str, int]:
     }[kind]
 
 
-def altered(optimizer: str, precision: str, kinds: Collection[str]) -> str:
+def altered(optimizer: str, kinds: Collection[str]) -> str:
     """What of a recipe would not be itself under parallelism of these kinds, and why; an empty string where all is."""
     if "tensor" in kinds and optimizer in ("muon", "adafactor"):
         return f"optimizer: {optimizer} needs whole matrices, of which tensor parallelism gives each rank a part"
@@ -144,9 +144,6 @@ def altered(optimizer: str, precision: str, kinds: Collection[str]) -> str:
         )
     if optimizer == "muon" and {"sequence", "expert"} & set(kinds):
         return "optimizer: DeepSpeed's Muon wants gradients reduced whole, and these ranks theirs scattered"
-    if "pipeline" in kinds:
-        if optimizer == "muon":  # runtime/zero/muon/original_muon.py:279 of DeepSpeed 0.19.8 gathers over all ranks
-            return "optimizer: DeepSpeed's Muon takes all ranks' matrices for the same ones, and stages have others"
-        if precision == "fp16":
-            return "precision: fp16 has not been run through a pipeline; bf16 and fp32 work"
+    if optimizer == "muon" and "pipeline" in kinds:  # runtime/zero/muon/original_muon.py:279 of DeepSpeed 0.19.8
+        return "optimizer: DeepSpeed's Muon takes all ranks' matrices for the same ones, and stages have others"
     return ""

@@ -40,6 +40,8 @@ def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float,
             adapters = 1.5 * (inputs + (D * (2 if shape.gated_mlp else 1) + F) * of_mlp)
         else:
             adapters = D * of_attention + (D + F) * of_mlp
+    if shape.family == "t5" and shape.gated_mlp:
+        mlp += 2 * F  # its tanh GELU is several operations
     if shape.num_experts > 1:
         mlp = shape.experts_per_token * (mlp + 2 * D)
     if job.tiled_mlp:
@@ -142,7 +144,11 @@ def activations(
         scores *= share**2 + (share if drops_scores(job) else 0)  # its own, and those of the encoder's keys
         cut_bytes, uncut_bytes = cut * width + share * cut_masks, uncut * width + 1.5 * share * masks
         other = tokens * (cut_bytes / tp + uncut_bytes / uncut_by + scores)
-        weight = share if strategy.activation_checkpointing != "none" else other / layer
+        D, choice = shape.hidden_size, strategy.activation_checkpointing
+        weight = other / layer if choice == "none" else share
+        if choice == "selective" and profile.selective == "matmuls":
+            decoders = share * D / uncut_by + decoder_selected_elements(job) / tp
+            weight = decoders / (D / uncut_by + selected_elements(job) / tp)
         waiting *= 1 + weight * shape.num_decoder_layers / shape.num_layers
     checkpoint = tokens * shape.hidden_size * width / uncut_by
     match strategy.activation_checkpointing:
@@ -151,8 +157,7 @@ def activations(
         case "selective" if profile.selective == "scores":
             kept, remade = layer - tokens * scores, tokens * scores
         case "selective":
-            cut, uncut = selected_elements(job, profile)
-            kept = checkpoint + tokens * (cut / tp + uncut / uncut_by) * width
+            kept = checkpoint + tokens * selected_elements(job) * width / tp
             remade = layer - kept
         case _:
             kept, remade = layer, 0.0
@@ -162,21 +167,30 @@ def activations(
     return int(waiting * kept + gathered), int(layer), int(remade), int(gradients)
 
 
-def selected_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[int, int]:
-    """Elements per token that a selective layer keeps: (those that tensor parallelism divides, the others).
+def selected_elements(job: Job) -> int:
+    """Elements per token that a selective layer keeps beside its input, all of which tensor parallelism divides.
 
-    scaling/models/checkpointing.py: the outputs of attention, but with dropout, and of the first, third, ... matmul:
-    query and value, or one matrix of query, key and value; the MLP's first; of three the last as well, which nothing
-    needs and a compiler leaves out. Experts are multiplied otherwise, and T5's attention is the math path.
+    scaling/models/checkpointing.py: attention's output, and those of the first, third, ... matmul but for the last:
+    query and value, or one matrix of query, key and value, and the MLP's first. Experts are multiplied otherwise.
     """
     shape, one = job.shape, one_matmul_makes_keys(job.shape)
-    cut = shape.query_size + (2 if one else 1) * shape.key_value_size
-    cut += 0 if job.dropout or biases_scores(job) else shape.query_size
+    attention = shape.query_size if selects_attention(job) else 0
+    elements = shape.query_size + (2 if one else 1) * shape.key_value_size + attention
     if job.tiled_mlp or shape.num_experts > 1:
-        return cut, 0
-    cut += shape.intermediate_size * (2 if one and shape.gated_mlp else 1)
-    has_last = shape.gated_mlp and not one and profile.selective == "matmuls, uncompiled"
-    return cut, shape.hidden_size if has_last else 0
+        return elements
+    return elements + shape.intermediate_size * (2 if one and shape.gated_mlp else 1)
+
+
+def decoder_selected_elements(job: Job) -> float:
+    """The same of a decoder's layer beside an encoder, for each token of the encoder's input, whose value it keeps."""
+    attention = job.shape.query_size if selects_attention(job) else 0
+    own = selected_elements(job) + job.shape.query_size + attention
+    return job.predicted_fraction * own + job.shape.key_value_size
+
+
+def selects_attention(job: Job) -> bool:
+    """Whether a selective layer keeps attention's output: not with dropout, nor of torch's math path."""
+    return not job.dropout and not (biases_scores(job) and job.on_cpu)
 
 
 def gathered_experts_bytes(job: Job, strategy: Strategy, profile: Profile, num_layers: float) -> float:
@@ -240,6 +254,10 @@ def loss_bytes(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED) -> in
         return 0
     tokens, head = loss_tokens(job, strategy), job.shape.vocab_size / strategy.tensor_parallel_size
     per_logit = logit_bytes(job, profile)
+    if profile.buckets and strategy.tensor_parallel_size > 1 and job.precision != "fp32":
+        per_logit += (
+            2  # DeepSpeed's loss of parts of a vocabulary has three in fp32 in its forward, beside the 16-bit one
+        )
     if not chunks_loss(job, strategy):
         return int(tokens * head * per_logit)
     width, D = element_bytes(job.precision), job.shape.hidden_size

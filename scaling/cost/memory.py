@@ -115,15 +115,16 @@ def memory(
             for end in ("first", "last")
         ]
         return max(ends, key=lambda estimate: estimate.peak_allocated_bytes)
-    if job.dropout and cluster.is_cpu:
+    if cluster.is_cpu:
         job = replace(job, on_cpu=True)
     whole, trained = held_parameters(job, strategy, rank, profile)
     parameters, gradients, optimizer = model_states(job, strategy, whole, trained, profile)
     standing = gradients if profile.standing_gradients or keeps_gradients(strategy) else 0
     saved, layer, remade, working_set = activations(job, strategy, profile, rank)
     lasting = max(0, standing - passing_bytes(job, strategy, trained, profile))  # after a step
-    if job.precision == "fp32" and strategy.zero_stage < 3 and not profile.standing_gradients:
-        lasting = 0  # the parameters' own, which the step frees; in 16 bit the sums are buffers that stay
+    are_parameters_own = job.precision == "fp32" or (job.precision == "fp16" and profile.buckets)
+    if are_parameters_own and strategy.zero_stage < 3 and not profile.standing_gradients:
+        lasting = 0  # the step frees them; in bf16 the sums are buffers that stay
     logits = loss_bytes(job, strategy, profile) if rank != "first" or strategy.pipeline_parallel_size == 1 else 0
     buffers = communication_buffers(job, strategy, trained, profile)
     on_host = 0  # activations that would wait here

@@ -15,7 +15,7 @@ from scaling.files import read_text
 from scaling.units import GIB
 
 Sum = Literal["fp32", "fp32 if summed", "parameter"]
-Selective = Literal["scores", "matmuls", "matmuls, uncompiled"]
+Selective = Literal["scores", "matmuls"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,7 @@ class Profile:
     parallelism divides, `uncut` for the norms' inputs and outputs, `rms_uncut` where the norm is an unfused RMSNorm.
     `gated_tensors` of F elements are kept by a gated MLP: gate, up, product, and the activated gate unless fused.
     `repeats_keys`: keys and values are saved once for every query head. Under selective recomputation all but the
-    "scores" stay, or no more than attention's output and every second matmul's ("matmuls", as torchtitan does; without
-    a compiler those that no backward needs, too).
+    "scores" stay, or no more than attention's output and every second matmul's ("matmuls", as torchtitan does).
     Eager attention keeps `score_bytes` per score, the loss `logit_bytes` per logit, a fused loss none.
 
     `gathered_layers` layers stand whole beside a fully sharded model, and `constant_bytes` whatever the model.
@@ -86,7 +85,6 @@ _ROWS = (
         passing_gradients=True,
         logit_bytes=12.0,  # logits 2, log-probabilities 4, fp32 gradient 4, 16-bit gradient 2: scaling/models/loss.py
         buckets=True,
-        selective="matmuls, uncompiled",
         provenance="ours: counted, and held against real engine steps in tests/cost/test_memory_measured.py; its pace "
         "on a GPU is not measured yet",
     ),

@@ -16,6 +16,7 @@ from scaling.cost.activations import (
     micro_step_tokens,
     one_matmul_makes_keys,
     scores_bytes_per_token,
+    selects_attention,
 )
 from scaling.cost.job import Job
 from scaling.cost.memory import offload_share, trained_share
@@ -189,9 +190,9 @@ def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[fl
     """(of the layers' matrices, of attention) the share that runs forward once more for the backward.
 
     Full checkpointing repeats all. Of "matmuls" the second, fourth, ... are: key (unless one matrix makes it with the
-    query), output and a gated MLP's other input, and attention where there is dropout; of "scores" attention alone
-    (cost/activations.py). A tiled MLP repeats its own whatever else is (deepspeed 0.19.8,
-    runtime/sequence_parallel/ulysses_sp.py, TiledMLP).
+    query), output, a gated MLP's other input (unless one matrix makes both), all of experts, and attention where it is
+    not kept; of "scores" attention alone (cost/activations.py). A tiled MLP repeats its own whatever else is (deepspeed
+    0.19.8, runtime/sequence_parallel/ulysses_sp.py, TiledMLP).
     """
     shape = job.shape
     experts = shape.experts_per_token * shape.expert_params
@@ -203,8 +204,11 @@ def repeated_forward(job: Job, strategy: Strategy, profile: Profile) -> tuple[fl
             return tiled, 1.0
         case "selective":
             second = shape.attention_matmul_params / (4 if one_matmul_makes_keys(shape) else 2)
-            second += experts / 3 if shape.gated_mlp else 0
-            return second / shape.active_matmul_params + tiled, 1.0 if job.dropout else 0.0
+            if shape.num_experts > 1:
+                second += experts
+            elif shape.gated_mlp and not one_matmul_makes_keys(shape):
+                second += experts / 3
+            return second / shape.active_matmul_params + tiled, 0.0 if selects_attention(job) else 1.0
         case _:
             return tiled, 0.0
 
@@ -307,7 +311,7 @@ def moved_bytes_per_token(job: Job, strategy: Strategy, profile: Profile) -> flo
     """
     shape, tp = job.shape, strategy.tensor_parallel_size
     choice = strategy.activation_checkpointing
-    accesses = 6 if choice == "full" or (choice == "selective" and profile.selective != "scores") else 4
+    accesses = 6 if choice == "full" or (choice == "selective" and profile.selective == "matmuls") else 4
     untiled = replace(job, tiled_mlp=False) if job.tiled_mlp else job  # tile by tile, but all of it
     cut, uncut = layer_saved_elements(untiled, profile)
     uncut_by = tp if strategy.tensor_parallel_sequences else 1

@@ -175,7 +175,7 @@ def reconcile(config: dict[str, Any], recipe: Recipe, strategy: Strategy) -> tup
         problems.append(
             f"zero_optimization.stage: 0 with {recipe.precision} takes an extra optimizer step in DeepSpeed 0.19.8"
         )
-    if reason := altered(recipe.optimizer.name, recipe.precision, strategy.parallelism):
+    if reason := altered(recipe.optimizer.name, strategy.parallelism):
         problems.append(reason)
     if strategy.pipeline_parallel_size > 1 and config.get("wall_clock_breakdown"):
         problems.append("wall_clock_breakdown: breaks off in a pipeline, whose timers start twice; false works")

@@ -1,14 +1,15 @@
 """Activation checkpointing: what each layer keeps for its backward, which makes the rest again from its input."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import (
+    _RECOMPUTE,
     CheckpointPolicy,
     _CachedTorchDispatchMode,
+    _CachingTorchDispatchMode,
     create_selective_checkpoint_contexts,
 )
 from transformers import PreTrainedModel
@@ -23,14 +24,16 @@ _ATTENTIONS = {
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
+_KEPT = _MATMULS | _ATTENTIONS
 
 
 def checkpoint_layers(model: PreTrainedModel, choice: Checkpointing, *, dropout: float = 0.0) -> None:
     """Makes the layers of `model` keep for their backward no more than `choice` says.
 
     "full": each layer's input. "selective": that, attention's output, and those of the first, third, ... matmul, as
-    torchtitan does; scaling/cost/activations.py prices it. With dropout attention is made again, too: one that is not
-    run draws no random numbers, and the masks behind it would be others than the forward's.
+    torchtitan does; but not of the last, which joins the residual, so that nothing needs it. The price is in
+    scaling/cost/activations.py. With dropout attention is made again, too: one that is not run draws no random numbers,
+    and the masks behind it would be others than the forward's.
     """
     if choice == "none":
         return
@@ -43,9 +46,39 @@ def checkpoint_layers(model: PreTrainedModel, choice: Checkpointing, *, dropout:
 
 def _contexts(*, keeps_attention: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """For one layer's forward, and for making it again; torch asks the policy in the forward alone."""
-    policy = _policy(keeps_attention)
-    forward, again = create_selective_checkpoint_contexts(policy)
-    return forward, _Again(policy, again.storage)
+    policy = _Policy(keeps_attention)
+    storage = create_selective_checkpoint_contexts(policy)[0].storage
+    return _Keeping(policy, storage), _Again(policy, storage)
+
+
+class _Policy:
+    """Which outputs of one layer's forward are kept, asked of each in turn."""
+
+    def __init__(self, keeps_attention: bool) -> None:
+        self._keeps_attention = keeps_attention
+        self.num_matmuls, self.last_matmul = 0, None
+
+    def __call__(self, context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if operation in _MATMULS:
+            self.num_matmuls, self.last_matmul = self.num_matmuls + 1, operation
+        kept = (
+            self.num_matmuls % 2 == 1 if operation in _MATMULS else self._keeps_attention and operation in _ATTENTIONS
+        )
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class _Keeping(_CachingTorchDispatchMode):
+    """Leaves the last matmul's output out, as its layer ends.
+
+    Under tensor parallelism it would be wrong besides: DeepSpeed sums it over ranks in place (0.19.8,
+    module_inject/layers.py:225), and so again what was kept.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self.policy_fn.num_matmuls % 2:
+            outputs = self.storage[self.policy_fn.last_matmul]
+            outputs[max(outputs)] = _RECOMPUTE
 
 
 class _Again(_CachedTorchDispatchMode):
@@ -56,18 +89,6 @@ class _Again(_CachedTorchDispatchMode):
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _MATMULS | _ATTENTIONS:
+        if func in _KEPT:
             return super().__torch_dispatch__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
-
-
-def _policy(keeps_attention: bool) -> Callable[..., CheckpointPolicy]:
-    matmuls = 0
-
-    def keeps(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        nonlocal matmuls
-        matmuls += operation in _MATMULS
-        kept = matmuls % 2 == 1 if operation in _MATMULS else keeps_attention and operation in _ATTENTIONS
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return keeps

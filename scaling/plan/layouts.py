@@ -138,6 +138,6 @@ def illegal(recipe: Recipe, layout: Layout) -> str:
             f"DeepSpeed 0.19.8 takes an extra optimizer step at the start of a {recipe.precision} run at stage 0, "
             "so its loss would differ from every other stage's"
         )
-    if reason := altered(recipe.optimizer.name, recipe.precision, layout.kinds):
+    if reason := altered(recipe.optimizer.name, layout.kinds):
         return reason
     return not_at_stage(layout)[0]

@@ -197,7 +197,7 @@ def _require_split(recipe: Recipe, steering: Steering) -> None:
     problem, hint = unsplittable(recipe.shape, asked, recipe.seq_divisor)
     if problem:
         raise Indivisible("pin", steering.pinned, f"cannot be: {problem}", hint=hint)
-    if problem := altered(recipe.optimizer.name, recipe.precision, asked.kinds):
+    if problem := altered(recipe.optimizer.name, asked.kinds):
         raise InputError("pin", steering.pinned, f"cannot be: {problem}", hint="another size, or another recipe")
 
 

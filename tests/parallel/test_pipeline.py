@@ -313,7 +313,6 @@ def test_what_is_not_split_is_refused_with_what_works(tmp_path):
     }  # fmt: skip
     for changes, keys, problem in (
         ({"optimizer": muon, "gradient_clipping": 0.0}, {}, "optimizer: DeepSpeed's Muon"),
-        ({"precision": "fp16"}, {}, "precision: fp16 has not been run"),
         ({}, {"wall_clock_breakdown": True}, "wall_clock_breakdown: breaks off"),
     ):
         asked = recipe_of("gpt2", tmp_path, **changes)
