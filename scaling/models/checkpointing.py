@@ -59,11 +59,10 @@ class _Policy:
         self.num_matmuls, self.last_matmul = 0, None
 
     def __call__(self, context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        kept = self._keeps_attention and operation in _ATTENTIONS
         if operation in _MATMULS:
             self.num_matmuls, self.last_matmul = self.num_matmuls + 1, operation
-        kept = (
-            self.num_matmuls % 2 == 1 if operation in _MATMULS else self._keeps_attention and operation in _ATTENTIONS
-        )
+            kept = self.num_matmuls % 2 == 1
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
