@@ -254,8 +254,6 @@ def loss_bytes(job: Job, strategy: Strategy, profile: Profile = DEEPSPEED) -> in
         return 0
     tokens, head = loss_tokens(job, strategy), job.shape.vocab_size / strategy.tensor_parallel_size
     per_logit = logit_bytes(job, profile)
-    if profile.buckets and strategy.tensor_parallel_size > 1 and job.precision != "fp32":
-        per_logit += 2  # DeepSpeed's loss of parts of a vocabulary: three in fp32 in its forward beside the 16-bit one
     if not chunks_loss(job, strategy):
         return int(tokens * head * per_logit)
     width, D = element_bytes(job.precision), job.shape.hidden_size
