@@ -41,7 +41,7 @@ def layer_saved_elements(job: Job, profile: Profile = DEEPSPEED) -> tuple[float,
         else:
             adapters = D * of_attention + (D + F) * of_mlp
     if shape.family == "t5" and shape.gated_mlp:
-        mlp += 2 * F  # its tanh GELU is several operations
+        mlp += 3 * F  # its tanh GELU is several operations
     if shape.num_experts > 1:
         mlp = shape.experts_per_token * (mlp + 2 * D)
     if job.tiled_mlp:

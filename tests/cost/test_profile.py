@@ -145,6 +145,18 @@ def test_what_dropout_keeps_on_a_cpu_is_what_torch_saves(family, precision):
     assert counted == pytest.approx(measured, rel=0.05)
 
 
+def test_a_gated_t5_keeps_what_the_operations_of_its_gelu_make():
+    def kept(num_layers):
+        """(counted, measured)"""
+        shape = shape_of("t5", gated_mlp=True, num_layers=num_layers, num_decoder_layers=num_layers)
+        job = Job(shape=shape, seq_length=shape.max_position_embeddings, precision="bf16", on_cpu=True)
+        model = models.build(shape).to(torch.bfloat16)
+        return activations(job, _strategy())[0], _saved_bytes(model, **_inputs(shape, model.dtype))
+
+    counted, measured = (two - one for two, one in zip(kept(2), kept(1), strict=True))
+    assert counted == pytest.approx(measured, rel=0.03)
+
+
 class _Lora(torch.nn.Module):
     """W x + B A dropout(x), W frozen (Hu et al. 2021, section 4.1), with the GPU's dropout, whose mask is a byte."""
 
